@@ -1,0 +1,238 @@
+"""The one settings object: defaults, then `shoal.toml`, then `.env` and the environment (contracts 5).
+
+Every setting has a documented default that is safe on a laptop. Names that deployments already use
+(`KAFKA_BROKERS`, `LANCEDB_PATH`, ...) are read beside the `SHOAL_` ones. `load()` turns a wrong value into
+one `ConfigurationError` line that names the setting; secrets are `SecretStr` and never printed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from shoal.errors import ConfigurationError
+
+MIB = 1024 * 1024
+
+
+def _names(*names: str) -> AliasChoices:
+    """The first that is set wins. The field's own name (shoal.toml, options) stands last: as an environment
+    variable, where case does not count, it may equal an unprefixed name."""
+    return AliasChoices(*names)
+
+
+class Settings(BaseSettings):
+    """Every setting of Shoal. `shoal config show` prints the values in force and where each may be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SHOAL_",
+        env_file=".env",
+        toml_file="shoal.toml",
+        extra="ignore",
+        populate_by_name=True,
+        frozen=True,
+    )
+
+    # --- where things are ---------------------------------------------------------------------
+    data_dir: Path = Field(Path(".shoal"), description="Local state: objects, journal, cache, logs.")
+    lancedb_path: str = Field(
+        "", validation_alias=_names("SHOAL_LANCEDB_PATH", "LANCEDB_PATH", "lancedb_path"),
+        description="Tables: a directory or s3://bucket/prefix. Empty: {data_dir}/lancedb.",
+    )  # fmt: skip
+    allowed_roots: Annotated[tuple[Path, ...], NoDecode] = Field(
+        (),
+        description="Directories that file:// locations may name, comma-separated; {data_dir}/objects always may.",
+    )
+    allowed_buckets: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="S3 buckets that locations may name, comma-separated; empty: any."
+    )
+
+    # --- Kafka --------------------------------------------------------------------------------
+    kafka_brokers: str = Field(
+        "", validation_alias=_names("SHOAL_KAFKA_BROKERS", "KAFKA_BROKERS", "KAFKA_BOOTSTRAP_SERVERS", "kafka_brokers"),
+        description="Bootstrap servers. Empty: an embedded broker (laptop only).",
+    )  # fmt: skip
+    kafka_topics: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("scraper-notifications",), validation_alias=_names("SHOAL_KAFKA_TOPICS", "KAFKA_TOPIC", "kafka_topics"),
+        description="Topics with notifications, comma-separated; the first is where `publish` announces.",
+    )  # fmt: skip
+    kafka_group_id: str = Field(
+        "lancedb-indexer", validation_alias=_names("SHOAL_KAFKA_GROUP_ID", "KAFKA_GROUP_ID", "kafka_group_id"),
+        description="Consumer group of the readers.",
+    )  # fmt: skip
+    kafka_auto_offset_reset: Literal["earliest", "latest", "error"] = Field(
+        "earliest",
+        validation_alias=_names("SHOAL_KAFKA_AUTO_OFFSET_RESET", "KAFKA_AUTO_OFFSET_RESET", "kafka_auto_offset_reset"),
+        description="Where a group without offsets starts.",
+    )
+    kafka_group_protocol: Literal["classic", "consumer"] = Field(
+        "classic", description="`consumer` is KIP-848 (brokers 4.0 and later)."
+    )
+    kafka_properties: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, repr=False,
+        description="Any librdkafka property (SASL, TLS, ...) as a JSON object; wins over Shoal's own.",
+    )  # fmt: skip
+    command_topic: str = Field("shoal_commands", description="Commands from REST, MCP and the CLI.")
+    outcome_topic: str = Field("shoal_outcomes", description="Where readers answer `publish --wait`.")
+    embedded_partitions: int = Field(4, ge=1, le=64, description="Partitions per topic of the embedded broker.")
+
+    # --- S3 -----------------------------------------------------------------------------------
+    s3_endpoint_url: str | None = Field(
+        None,
+        validation_alias=_names("SHOAL_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "s3_endpoint_url"),
+        description="An S3-compatible server; empty: AWS. Keys and region come from the usual AWS_ variables.",
+    )
+    s3_event_rules: Annotated[dict[str, dict[str, str]], NoDecode] = Field(
+        default_factory=dict,
+        description='S3 event prefix rules, JSON: {"bucket/prefix": {"dataset": .., "source": .., "data_type": ..}}.',
+    )
+
+    # --- embedding ----------------------------------------------------------------------------
+    embedding_provider: Literal["auto", "local", "openai", "hash"] = Field(
+        "auto",
+        description="auto: openai where a key is set, else local. `hash` has no meaning in it: tests only.",
+    )
+    openai_api_key: SecretStr | None = Field(
+        None, validation_alias=_names("SHOAL_OPENAI_API_KEY", "OPENAI_API_KEY", "openai_api_key"),
+        description="Key for OpenAI or a compatible server.",
+    )  # fmt: skip
+    openai_base_url: str | None = Field(
+        None, validation_alias=_names("SHOAL_OPENAI_BASE_URL", "OPENAI_BASE_URL", "openai_base_url"),
+        description="An OpenAI-compatible server; empty: OpenAI.",
+    )  # fmt: skip
+    openai_embedding_model: str = Field(
+        "text-embedding-3-small",
+        validation_alias=_names("SHOAL_OPENAI_EMBEDDING_MODEL", "OPENAI_EMBEDDING_MODEL", "openai_embedding_model"),
+        description="Model for new collections with the openai provider.",
+    )
+    openai_requests_per_minute: int = Field(3000, ge=1, description="Start value of the limiter; headers correct it.")
+    openai_tokens_per_minute: int = Field(
+        1_000_000, ge=1, description="Start value of the limiter; headers correct it."
+    )
+    model_dir: Path | None = Field(None, description="A sentence-transformers BERT directory instead of the package.")
+    embedding_threads: int = Field(0, ge=0, description="Threads of the local model; 0: the cores of this machine.")
+    embedding_cache_bytes_max: int = Field(1024 * MIB, ge=MIB, description="Size of the embedding cache on disk.")
+
+    # --- bounds -------------------------------------------------------------------------------
+    object_bytes_max: int = Field(64 * MIB, ge=1024, description="Larger stored objects are dead letters.")
+    decompressed_bytes_max: int = Field(
+        128 * MIB, ge=1024, description="Bound on what gzip, zip and zst may unfold to."
+    )
+    message_bytes_max: int = Field(16 * MIB, ge=1024, description="Larger Kafka values are dead letters.")
+    extraction_timeout_s: float = Field(60.0, gt=0, description="After this long the extracting process is killed.")
+    chunks_per_document_max: int = Field(
+        200, ge=1, description="Further chunks are left out, with a warning in the row."
+    )
+    in_flight_items_max: int = Field(
+        256, ge=1, description="Documents in flight per reader; more pauses its partitions."
+    )
+    in_flight_bytes_max: int = Field(128 * MIB, ge=MIB, description="Announced bytes in flight per reader.")
+    transient_retry_s: float = Field(
+        120.0, ge=0, description="How long one bad object is retried before it is a dead letter."
+    )
+    checksum_mismatch: Literal["dead_letter", "warn"] = Field(
+        "dead_letter", description="What a wrong md5 or size means."
+    )
+
+    # --- actors -------------------------------------------------------------------------------
+    readers: int = Field(2, ge=1, description="Partition readers.")
+    fetchers: int = Field(2, ge=1, description="Fetch workers.")
+    commit_rows_max: int = Field(2000, ge=1, description="Rows (chunks) that close a commit.")
+    commit_bytes_max: int = Field(64 * MIB, ge=MIB, description="Bytes that close a commit.")
+    commit_linger_ms: int = Field(250, ge=0, description="Age that closes a commit.")
+    compact_commits: int = Field(40, ge=2, description="Commits between two compactions.")
+    cleanup_age_s: float = Field(3600.0, ge=600.0, description="Age of table versions that cleanup may remove.")
+    index_rows_min: int = Field(
+        20_000, ge=256, description="Below this many chunks a search is exact, without an index."
+    )
+
+    # --- serving ------------------------------------------------------------------------------
+    http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")
+    http_port: int = Field(8000, ge=1, le=65535, description="Port of REST and MCP.")
+    serve_replicas_max: int = Field(2, ge=1, description="Upper bound of REST and of MCP replicas.")
+    haproxy: Literal["auto", "off"] = Field("auto", description="HAProxy ingress where Ray ships it.")
+    dashboard_port: int = Field(0, ge=0, le=65535, description="Port of the Ray dashboard; 0: no dashboard.")
+    ray_address: str | None = Field(None, description="An existing Ray cluster; empty: start one here.")
+    object_store_bytes: int = Field(256 * MIB, ge=80 * MIB, description="Ray's shared memory on this node.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of Shoal's own log.")
+
+    @field_validator("kafka_topics", "allowed_buckets", "allowed_roots", mode="before")
+    @classmethod
+    def _comma_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("kafka_properties", "s3_event_rules", mode="before")
+    @classmethod
+    def _json_object(cls, value: Any) -> Any:
+        return json.loads(value or "{}") if isinstance(value, str) else value
+
+    @field_validator("kafka_topics")
+    @classmethod
+    def _some_topic(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError("name at least one topic")
+        return value
+
+    @property
+    def is_embedded(self) -> bool:
+        """True where no broker is configured, so Shoal hosts one itself."""
+        return not self.kafka_brokers
+
+    @property
+    def tables_uri(self) -> str:
+        """Where the tables are: an absolute path or an s3:// URI without a trailing slash."""
+        if "://" in self.lancedb_path:
+            return self.lancedb_path.rstrip("/")
+        return str(Path(self.lancedb_path).resolve() if self.lancedb_path else self.home / "lancedb")
+
+    @property
+    def home(self) -> Path:
+        """The data directory, absolute: workers have another working directory."""
+        return self.data_dir.expanduser().resolve()
+
+    @property
+    def file_roots(self) -> tuple[Path, ...]:
+        """Every directory that a file:// location may lie in, absolute and without symlinks."""
+        return (self.home / "objects", *(root.expanduser().resolve() for root in self.allowed_roots))
+
+    @property
+    def provider(self) -> Literal["local", "openai", "hash"]:
+        """The provider that new collections get."""
+        if self.embedding_provider == "auto":
+            return "openai" if self.openai_api_key else "local"
+        return self.embedding_provider
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings in force, `overrides` on top. Raises ConfigurationError naming the first wrong setting."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigurationError(f"setting {name}: {first['msg']} (see `shoal config show`)") from None
+    except (ValueError, TypeError) as error:  # a malformed shoal.toml or JSON value
+        raise ConfigurationError(f"settings could not be read: {error}") from None
