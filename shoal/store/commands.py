@@ -1,0 +1,195 @@
+"""What commands do to the tables: reported fixes, marks on them, and the record of every command's outcome.
+
+Pure: the stored rows and a batch of commands in, rows out. A command is applied once by its id: a fix's own id
+is its command's, so a redelivery after a crash finds it. The same fix reported again counts on the first
+report's row instead of standing beside it. What a command asks wrongly is its own failure: it gets a job row
+that says so and a dead letter, and the others go on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import orjson
+
+from shoal.errors import BadDocument, DeadReason
+from shoal.records import FENCE_ID, Ack, EmbeddedCommand, Failure, Outcome
+from shoal.store.rows import Row, check_key, check_vectors, clean
+from shoal.store.schemas import CollectionFacts
+
+FIX_NAME_MAX = 200
+_TEXT_MAX = {"scraper_name": FIX_NAME_MAX, "error_type": 200, "error_message": 8_000, "summary": 8_000, "diff": 200_000,
+             "version": 200, "reported_by": 200}  # fmt: skip
+"""Longest text of a fix in characters. Longer is cut: a report is worth keeping without its tail."""
+_OUTCOMES = ("worked", "failed")
+_VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}(?:-[0-9a-f]{4,})*|\d+(?:[.:,/-]\d+)*", re.IGNORECASE)
+
+FixKey = tuple[str, str, str, str, str]
+
+
+@dataclass(slots=True)
+class CommandPlan:
+    """Rows to upsert in `scraper_fixes` and `shoal_jobs`, and one Ack per command in order."""
+
+    fixes: list[Row] = field(default_factory=list)
+    jobs: list[Row] = field(default_factory=list)
+    acks: list[Ack] = field(default_factory=list)
+
+
+def normalised(message: str | None) -> str:
+    """`message` without what differs from one time to the next: numbers, times, hex ids, case, spacing."""
+    return " ".join(_VARYING.sub("#", message or "").casefold().split())
+
+
+def fix_key(row: Row) -> FixKey:
+    """What makes two reports the same fix. The outcome belongs to it: 'failed' never counts as 'worked'."""
+    return (
+        row["scraper_name"] or "", row["error_type"] or "", normalised(row["error_message"]),
+        row["summary"] or "", row["outcome"] or "",
+    )  # fmt: skip
+
+
+def fix_body(command: EmbeddedCommand) -> dict[str, Any]:
+    """The body of a command. Raises BadDocument(SCHEMA_INVALID) where it is no JSON object."""
+    try:
+        body = orjson.loads(command.command.body)
+    except orjson.JSONDecodeError as error:
+        raise _invalid(f"the body is not JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise _invalid("the body is no JSON object")
+    return body
+
+
+def plan_commands(
+    batch: Sequence[EmbeddedCommand],
+    stored_fixes: Iterable[Row],
+    done: Iterable[str],
+    facts: CollectionFacts,
+    collection: str,
+    sequence: int,
+    now: datetime,
+) -> CommandPlan:
+    """The plan for `batch`. `stored_fixes`: full rows of the fixes named by id, and of the unmerged ones of the
+    scrapers concerned; `done`: ids of commands already applied. `sequence` goes into the job rows."""
+    plan = CommandPlan()
+    fixes: dict[str, Row] = {row["id"]: row for row in stored_fixes}
+    by_key: dict[FixKey, Row] = {fix_key(row): row for row in fixes.values() if row["merged_into"] is None}
+    changed: dict[str, Row] = {}
+    applied = set(done)
+    jobs: dict[str, Row] = {}
+    for item in batch:
+        command = item.command
+        if command.command_id in applied:
+            plan.acks.append(Ack(Outcome.UNCHANGED))
+            continue
+        error: str | None = None
+        result: dict[str, Any] = {}
+        try:
+            if command.collection != collection:
+                raise BadDocument(
+                    DeadReason.COLLECTION_REFUSED, f"no collection {command.collection!r} here, only {collection!r}"
+                )
+            check_key("command id", command.command_id)
+            if command.command_id == FENCE_ID:
+                raise BadDocument(DeadReason.WRITE_REJECTED, f"{FENCE_ID} is no command's id")
+            if command.kind == "fix":
+                result = _report(item, fixes, by_key, changed, facts)
+            elif command.kind == "fix_mark":
+                result = _mark(item, fixes, changed)
+            else:
+                raise _invalid(f"unknown kind of command {command.kind!r}")
+            plan.acks.append(Ack(Outcome.INDEXED))
+        except BadDocument as refused:
+            error = refused.message
+            plan.acks.append(Ack(Outcome.DEAD_LETTERED, Failure(refused.reason, refused.message, "write")))
+            if refused.reason is not DeadReason.SCHEMA_INVALID:
+                continue  # the id itself can't be stored, or belongs to another collection's record
+        if error is None:
+            applied.add(command.command_id)
+        jobs[command.command_id] = {
+            "command_id": command.command_id,
+            "kind": clean(command.kind),
+            "collection": command.collection,
+            "status": "done" if error is None else "failed",
+            "error": clean(error),
+            "result": orjson.dumps(result).decode() if result else None,
+            "actor": clean(command.actor),
+            "at": command.at,
+            "applied_at": now,
+            "commit_sequence": sequence,
+        }
+    plan.fixes, plan.jobs = list(changed.values()), list(jobs.values())
+    return plan
+
+
+def _report(
+    item: EmbeddedCommand,
+    fixes: dict[str, Row],
+    by_key: dict[FixKey, Row],
+    changed: dict[str, Row],
+    facts: CollectionFacts,
+) -> dict[str, Any]:
+    command = item.command
+    known = fixes.get(command.command_id)
+    if known is not None:  # written before a crash that lost its job row
+        return {"id": known["id"], "merged_into": known["merged_into"]}
+    body = fix_body(item)
+    row: Row = {"id": command.command_id, "count": 1, "merged_into": None, "marked_wrong_by": None}
+    for name, longest in _TEXT_MAX.items():
+        value = body.get(name)
+        if value is not None and not isinstance(value, str):
+            raise _invalid(f"{name} is no text")
+        row[name] = clean(value[:longest]) if value else None
+    if not row["scraper_name"] or not row["summary"]:
+        raise _invalid("a fix needs scraper_name and summary")
+    row["outcome"] = body.get("outcome", "worked")
+    if row["outcome"] not in _OUTCOMES:
+        raise _invalid(f"outcome is one of {', '.join(_OUTCOMES)}")
+    row["reported_by"] = row["reported_by"] or clean(command.actor)
+    row["reported_at"] = command.at
+    row["error_embedding"] = _checked(item.vector, facts)
+    first = by_key.get(fix_key(row))
+    if first is not None:
+        first = {**first, "count": (first["count"] or 1) + 1}
+        fixes[first["id"]] = by_key[fix_key(row)] = changed[first["id"]] = first
+        row |= {"merged_into": first["id"], "error_embedding": None, "diff": None}
+    else:
+        by_key[fix_key(row)] = row
+    fixes[row["id"]] = changed[row["id"]] = row
+    return {"id": row["id"], "merged_into": row["merged_into"]}
+
+
+def _checked(vector: np.ndarray[Any, Any] | None, facts: CollectionFacts) -> np.ndarray[Any, Any] | None:
+    if vector is None:
+        return None
+    if vector.shape != (facts.width,):
+        raise _invalid(f"the vector has shape {vector.shape}, the collection needs {(facts.width,)}")
+    try:
+        check_vectors(vector[np.newaxis, :])
+    except BadDocument as error:
+        raise _invalid(error.message) from None
+    return np.ascontiguousarray(vector, dtype=np.float32)
+
+
+def _mark(item: EmbeddedCommand, fixes: dict[str, Row], changed: dict[str, Row]) -> dict[str, Any]:
+    body = fix_body(item)
+    named, wrong, by = body.get("id"), body.get("wrong"), body.get("by", item.command.actor)
+    if not isinstance(named, str) or not isinstance(wrong, bool) or not isinstance(by, str):
+        raise _invalid('a fix_mark is {"id": text, "wrong": true or false, "by": text}')
+    row = fixes.get(named)
+    if row is not None and row["merged_into"] is not None:
+        row = fixes.get(row["merged_into"])
+    if row is None:
+        raise _invalid(f"no fix {named!r}")
+    row = {**row, "marked_wrong_by": clean(by[: _TEXT_MAX["reported_by"]]) if wrong else None}
+    fixes[row["id"]] = changed[row["id"]] = row
+    return {"id": row["id"], "marked_wrong_by": row["marked_wrong_by"]}
+
+
+def _invalid(message: str) -> BadDocument:
+    return BadDocument(DeadReason.SCHEMA_INVALID, message)

@@ -1,0 +1,216 @@
+"""Ranked answers: chunks are found by vector, by words or by both, and become documents.
+
+Guarantee: a chunk counts only if the document's current metadata has its version, so half of a document is
+never seen; a document appears once, by its best chunk; `limit` documents come back where so many match within
+the deepest look. Legs look at fixed depths, each four times the last, and what a deeper look adds is appended
+behind what the one before has ranked: so pages of the same data fit together, whatever their size.
+
+It does not validate what is asked (search.py does), and reads only through `Tables`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from shoal.records import Vector
+from shoal.store import fusion
+from shoal.store.conditions import CHUNK_FILTERS, METADATA_FILTERS, among, split, where
+from shoal.store.filters import Filter
+from shoal.store.keywords import Keywords
+from shoal.store.reading import Row, Tables
+from shoal.store.schemas import IS_CURRENT, METADATA_COLUMNS, TableKind, revision
+
+DEPTHS = (256, 1_024, 4_096, 16_384)
+"""Chunks that each leg looks at. A page of 10 is nearly always within the first (2 ms); the last bounds the work."""
+PUSHED_DOCUMENTS_MAX = 1_000  # so few documents left by their metadata are named to the chunk search
+IDS_PER_QUERY = 1_000  # names in one `in (...)`
+SPARE = 8  # candidates looked up beyond those wanted, for the few that turn out not to be current
+METADATA_ROW = ("revision", *METADATA_COLUMNS)
+_LIGHT = ("id", "metadata_id", "document_version")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What one leg found of a document: its best chunk, the place among documents, the raw and 0..1 score."""
+
+    chunk_id: str
+    rank: int
+    raw: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A document in its place. `legs` maps "vector" and "keyword" to what they found; `parts` to its share."""
+
+    revision: str
+    score: float
+    legs: Mapping[str, Found]
+    parts: Mapping[str, float | None]
+
+    @property
+    def chunk_id(self) -> str:
+        return (self.legs.get("vector") or self.legs["keyword"]).chunk_id
+
+
+@dataclass(slots=True)
+class Ranking:
+    """`documents`: best first, each with its metadata row. `complete`: no further document matches. `dropped`:
+    candidates whose version is not current, or whose metadata does not meet the filter."""
+
+    chunk_condition: str
+    metadata_condition: str
+    documents: list[tuple[Candidate, Row]] = field(default_factory=list)
+    complete: bool = True
+    dropped: int = 0
+    depth: int = 0
+
+
+async def rank(
+    tables: Tables, vector: Vector | None, text: Keywords | None, filters: Filter | None, wanted: int
+) -> Ranking:
+    """The best `wanted` documents where so many match. A leg is left out where its input is None."""
+    on_chunks, on_documents = split(filters, CHUNK_FILTERS)
+    ranking = Ranking(
+        # The fence row needs no condition: it has neither vector nor text, and no metadata to be joined with. A
+        # condition that keeps all other rows would cost a scan of its column in each search.
+        chunk_condition=where("", on_chunks, columns=CHUNK_FILTERS),
+        metadata_condition=where("", on_documents, columns=METADATA_FILTERS),
+    )
+    if on_documents is not None:
+        condition = where(IS_CURRENT, on_documents, columns=METADATA_FILTERS)
+        rows = await tables.rows("metadata", condition, ["id"], PUSHED_DOCUMENTS_MAX + 1)
+        if len(rows) <= PUSHED_DOCUMENTS_MAX:
+            named = among("metadata_id", [row["id"] for row in rows])
+            ranking.chunk_condition = " and ".join(filter(None, [ranking.chunk_condition, named]))
+    known: dict[str, Row | None] = {}
+    for depth in DEPTHS:
+        legs = dict(
+            await asyncio.gather(
+                *([_vector_leg(tables, vector, ranking.chunk_condition, depth, filters)] if vector is not None else []),
+                *([_keyword_leg(tables, text, ranking.chunk_condition, depth)] if text is not None else []),
+            )
+        )
+        ranking.depth = depth
+        ranking.complete = all(len(rows) < depth for rows in legs.values())
+        await _confirm(tables, ranking, _tiers(legs, depth), known, wanted)
+        if ranking.complete or len(ranking.documents) >= wanted:
+            break
+    return ranking
+
+
+async def _confirm(
+    tables: Tables, ranking: Ranking, candidates: Sequence[Candidate], known: dict[str, Row | None], wanted: int
+) -> None:
+    """Fills `ranking.documents` with those candidates that are current and meet the filter, as far as wanted."""
+    ranking.documents, ranking.dropped = [], 0
+    at, size = 0, wanted + SPARE
+    while at < len(candidates) and len(ranking.documents) < wanted:
+        part = candidates[at : at + size]
+        asked = [one.revision for one in part if one.revision not in known]
+        known.update(dict.fromkeys(asked))
+        for row in await rows_among(tables, "metadata", "revision", asked, METADATA_ROW, ranking.metadata_condition):
+            known[row["revision"]] = row
+        for one in part:
+            row_of = known[one.revision]
+            if row_of is None or row_of["superseded_at"] is not None:
+                ranking.dropped += 1
+            else:
+                ranking.documents.append((one, row_of))
+        at, size = at + size, 4 * size
+
+
+async def _vector_leg(
+    tables: Tables, vector: Vector, condition: str, depth: int, filters: Filter | None
+) -> tuple[str, list[Row]]:
+    return "vector", await tables.nearest("vectors", vector, condition, _LIGHT, depth, narrow=filters is not None)
+
+
+async def _keyword_leg(tables: Tables, text: Keywords, condition: str, depth: int) -> tuple[str, list[Row]]:
+    return "keyword", await tables.matching("vectors", text, "content_summary", condition, _LIGHT, depth)
+
+
+async def rows_among(
+    tables: Tables,
+    kind: TableKind,
+    column: str,
+    values: Iterable[str],
+    columns: Sequence[str],
+    condition: str = "",
+) -> list[Row]:
+    """The rows whose `column` is one of `values`, however many they are. `values` come out of our tables."""
+    listed = sorted(values)
+    found: list[Row] = []
+    for start in range(0, len(listed), IDS_PER_QUERY):
+        named = among(column, listed[start : start + IDS_PER_QUERY])
+        also = f" and {condition}" if condition else ""
+        found += await tables.rows(kind, named + also, columns, None)
+    return found
+
+
+def _tiers(legs: Mapping[str, Sequence[Row]], depth: int) -> list[Candidate]:
+    """All documents up to `depth`, those that a shallower look would have shown first."""
+    ordered: list[Candidate] = []
+    seen: set[str] = set()
+    for tier in DEPTHS[: DEPTHS.index(depth) + 1]:
+        bound = ordered[-1].score if ordered else 1.0
+        for one in _fuse({name: _documents(name, _sure(name, rows, tier)) for name, rows in legs.items()}):
+            if one.revision not in seen:
+                seen.add(one.revision)
+                # A deeper look stretches the normalisation; a page never scores above the one before it.
+                ordered.append(replace(one, score=min(bound, one.score)))
+    return ordered
+
+
+_RAW = {"vector": "_distance", "keyword": "_score"}
+
+
+def _sure(leg: str, rows: Sequence[Row], tier: int) -> Sequence[Row]:
+    """The first `tier` rows without those that tie with the last: which of equals a look returns is chance, and
+    would differ from page to page. A deeper look decides; the deepest takes what it got."""
+    if len(rows) < tier or tier == DEPTHS[-1]:
+        return rows[:tier]
+    bound = rows[tier - 1][_RAW[leg]]
+    return [row for row in rows[:tier] if row[_RAW[leg]] != bound]
+
+
+def _documents(leg: str, rows: Sequence[Row]) -> dict[str, Found]:
+    """By revision, best first: each document's best chunk."""
+    raw = _RAW[leg]
+    sign = 1.0 if leg == "vector" else -1.0
+    best = max((row[raw] for row in rows), default=0.0)
+    documents: dict[str, Found] = {}
+    for row in sorted(rows, key=lambda row: (sign * row[raw], row["id"])):
+        key = revision(row["metadata_id"], row["document_version"])
+        if key not in documents:
+            score = similarity(row[raw]) if leg == "vector" else row[raw] / best if best > 0 else 0.0
+            documents[key] = Found(row["id"], len(documents) + 1, row[raw], score)
+    return documents
+
+
+def similarity(distance: float) -> float:
+    """Cosine distance (0..2) as a score: 1 is the same direction, 0 is unrelated or opposite."""
+    return min(1.0, max(0.0, 1.0 - distance))
+
+
+def _fuse(found: Mapping[str, Mapping[str, Found]]) -> list[Candidate]:
+    if len(found) == 1:
+        ((name, documents),) = found.items()
+        return [Candidate(key, one.score, {name: one}, {name: one.score}) for key, one in documents.items()]
+    names = ("vector", "keyword")
+    # The raw distance is not clipped: min-max needs the differences among far hits too.
+    legs = (
+        {key: -one.raw for key, one in found["vector"].items()},
+        {key: one.raw for key, one in found["keyword"].items()},
+    )
+    return [
+        Candidate(
+            fused.key,
+            fused.score,
+            {name: found[name][fused.key] for name in names if fused.key in found[name]},
+            dict(zip(names, fused.parts, strict=True)),
+        )
+        for fused in fusion.weighted(legs, (fusion.VECTOR_WEIGHT, fusion.KEYWORD_WEIGHT))
+    ]

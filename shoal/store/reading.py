@@ -1,0 +1,320 @@
+"""The reading adapter: one connection and one handle per table, held on a consistent pair of versions.
+
+Role: the only place where reads meet lancedb; it turns its tables into plain Python rows and its errors into
+ours. Guarantee: between two refreshes a handle never moves, and a refresh leaves the pair (metadata, chunks)
+where all chunks have their metadata, since it waits out a commit that has written one table and not yet the
+other (or says after `_SETTLE_S` that it could not: the join on versions then hides such documents). A version
+whose files were cleaned away is reopened and read once more (G7). It writes nothing and ranks nothing.
+
+Fails with TransientError while the tables don't exist or the storage is down, PermanentError where Lance
+refuses the query itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+import lancedb
+import pyarrow as pa
+from lancedb.query import BooleanQuery, ColumnOrdering, MatchQuery, Occur, PhraseQuery
+
+from shoal.errors import PermanentError, TransientError
+from shoal.records import Vector
+from shoal.store.fence import Fence
+from shoal.store.keywords import Keywords
+from shoal.store.schemas import (
+    FENCE_PREDICATES,
+    FIXES_TABLE,
+    JOBS_TABLE,
+    VECTOR_COLUMNS,
+    CollectionFacts,
+    TableKind,
+    collection_facts,
+    metadata_table,
+    vectors_table,
+)
+
+INDEX_CACHE_BYTES = 512 * 1024 * 1024  # an IVF_RQ of 2M chunks; beyond it partitions are read per query
+METADATA_CACHE_BYTES = 128 * 1024 * 1024  # manifests and column statistics; RSS grew without a bound (lance #6219)
+BYPASS_ROWS = 2_000  # below this many filtered rows an exact scan beats the index, which may return too few
+_SETTLE_S = 0.25  # how long a refresh waits for the second commit of a batch: several local ones, one on S3
+_SETTLE_POLL_S = 0.01
+_INDEX_LOOK_S = 10.0  # age of what is known of the vector index; it only steers how it is searched
+
+_REFUSALS = ("invalid user input", "schema error", "not supported sql", "sql parser", "error during planning")
+
+_MATCH: Any = MatchQuery  # type checkers don't see the defaults of pydantic's dataclasses
+_PHRASE: Any = PhraseQuery
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """How far the tables are: the writer's commit sequence and time, and per (cluster, topic, partition) the
+    offset below which everything is in them."""
+
+    commit_sequence: int
+    committed_at: datetime | None
+    positions: Mapping[tuple[str, str, int], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The versions that reads see now. `generation` changes whenever a handle moves."""
+
+    generation: int
+    freshness: Freshness
+
+
+class Tables:
+    """Handles on a collection's tables, for one event loop."""
+
+    def __init__(self, connection: Any, uri: str, collection: str, refresh_interval_s: float) -> None:
+        self._connection = connection
+        self._uri = uri
+        self._names: dict[TableKind, str] = {
+            "metadata": metadata_table(collection),
+            "vectors": vectors_table(collection),
+            "fixes": FIXES_TABLE,
+            "jobs": JOBS_TABLE,
+        }
+        self._interval_s = refresh_interval_s
+        self._handles: dict[TableKind, Any] = {}
+        self._lock = asyncio.Lock()
+        self._view: View | None = None
+        self._viewed_at = 0.0
+        self._generation = 0
+        self._torn_at = -1  # the chunk table's sequence whose other half was waited for in vain
+        self._index_rows = 0
+        self._index_looked_at = float("-inf")
+        self.facts: CollectionFacts
+
+    @classmethod
+    async def open(
+        cls, uri: str, storage_options: Mapping[str, str], collection: str, refresh_interval_s: float
+    ) -> Tables:
+        """Opens the metadata and chunk tables. Raises TransientError while they don't exist."""
+        session = lancedb.Session(
+            index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES
+        )
+        options = dict(storage_options) or None
+        connection = await _guarded(
+            lambda where: lancedb.connect_async(where, storage_options=options, session=session), uri
+        )
+        tables = cls(connection, uri, collection, refresh_interval_s)
+        await tables.handle("vectors")
+        schema = await (await tables.handle("metadata")).schema()
+        tables.facts = collection_facts(schema)
+        await tables.view()
+        return tables
+
+    async def close(self) -> None:
+        for handle in self._handles.values():
+            handle.close()
+        self._handles.clear()
+        self._connection.close()
+
+    # --- versions -----------------------------------------------------------------------------
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    async def view(self, max_age_s: float | None = None) -> View:
+        """The versions to read, refreshed where older than `max_age_s` (default: the refresh interval)."""
+        age_s = self._interval_s if max_age_s is None else max_age_s
+        async with self._lock:
+            if self._view is None or time.monotonic() - self._viewed_at > age_s:
+                self._view = await self._refresh()
+                self._viewed_at = time.monotonic()
+            return self._view
+
+    async def _refresh(self) -> View:
+        deadline = time.monotonic() + _SETTLE_S
+        while True:
+            # Chunks are committed before their metadata. So where the chunk table, looked at last, is not
+            # ahead of the metadata table, nothing of one batch is in the first and missing in the second.
+            metadata = await self._latest("metadata")
+            vectors = await self._latest("vectors")
+            settled = vectors.commit_sequence <= metadata.commit_sequence
+            if settled or vectors.commit_sequence == self._torn_at:
+                break
+            if time.monotonic() > deadline:
+                self._torn_at = vectors.commit_sequence  # its writer is dead or slow: wait for it only once
+                break
+            await asyncio.sleep(_SETTLE_POLL_S)
+        freshness = Freshness(metadata.commit_sequence, metadata.committed_at, metadata.positions())
+        return View(self._generation, freshness)
+
+    async def _latest(self, kind: TableKind) -> Fence:
+        async def advance(table: Any) -> Fence:
+            before = await table.version()
+            await table.checkout_latest()
+            self._generation += before != await table.version()
+            rows = (await table.query().where(FENCE_PREDICATES[kind]).select(["fence"]).limit(1).to_arrow()).to_pylist()
+            if not rows:
+                raise TransientError(f"no tables yet: {self._names[kind]} at {self._uri} holds no fence")
+            return Fence.from_json(rows[0]["fence"])
+
+        return await self._read(kind, advance)
+
+    async def latest(self, kind: TableKind) -> None:
+        """Moves a table that has no partner (fixes, jobs) to its newest version."""
+        await self._read(kind, lambda table: table.checkout_latest())
+
+    async def handle(self, kind: TableKind) -> Any:
+        """The handle of a table, opened at first use."""
+        if kind not in self._handles:
+            name = self._names[kind]
+            try:
+                opened = await _guarded(self._connection.open_table, name)
+            except _VanishedError as error:
+                raise TransientError(f"no tables yet: {name} does not exist at {self._uri}", 1.0) from error
+            if kind in self._handles:  # somebody else opened it meanwhile: keep one handle per table
+                opened.close()
+            else:
+                self._handles[kind] = opened
+                self._generation += 1
+        return self._handles[kind]
+
+    async def _read(self, kind: TableKind, read: Callable[[Any], Awaitable[T]]) -> T:
+        table = await self.handle(kind)
+        try:
+            return await _guarded(read, table)
+        except _VanishedError:
+            pass
+        # The version's files are gone (cleanup, or the table was made anew): only a new handle is sure to
+        # forget them. Whoever comes second finds the handle already replaced.
+        if self._handles.get(kind) is table:
+            del self._handles[kind]
+            self._view = None
+        table = await self.handle(kind)
+        if kind == "metadata":
+            self.facts = collection_facts(await _guarded(lambda new: new.schema(), table))
+        return await _guarded(read, table)
+
+    # --- reads --------------------------------------------------------------------------------
+
+    async def count(self, kind: TableKind, where: str) -> int:
+        return int(await self._read(kind, lambda table: table.count_rows(where)))
+
+    async def rows(
+        self,
+        kind: TableKind,
+        where: str,
+        columns: Sequence[str],
+        limit: int | None,
+        order: Sequence[tuple[str, bool]] = (),
+    ) -> list[Row]:
+        """Rows that match, all where `limit` is None. `order`: (column, ascending), nulls last; its columns must
+        be among `columns`."""
+
+        async def read(table: Any) -> list[Row]:
+            query = table.query().where(where).select(list(columns))
+            if limit is not None:
+                query = query.limit(limit)
+            if order:
+                query = query.order_by(
+                    [ColumnOrdering(column_name=name, ascending=up, nulls_first=False) for name, up in order]
+                )
+            return _plain(await query.to_arrow())
+
+        return await self._read(kind, read)
+
+    async def nearest(
+        self, kind: TableKind, vector: Vector, where: str, columns: Sequence[str], limit: int, *, narrow: bool
+    ) -> list[Row]:
+        """The nearest rows by cosine distance, nearest first, with `_distance`; rows without a vector are not found.
+        `where` may be '': all. `narrow`: it may leave few rows, so count them first and search those exactly."""
+
+        async def read(table: Any) -> list[Row]:
+            query = await self._nearest(table, kind, vector, where, limit, narrow=narrow)
+            rows = _plain(await query.select([*columns, "_distance"]).to_arrow())
+            return [row for row in rows if row["_distance"] is not None and row["_distance"] == row["_distance"]]
+
+        return await self._read(kind, read)
+
+    async def nearest_plan(self, kind: TableKind, vector: Vector, where: str, limit: int, *, narrow: bool) -> str:
+        """How `nearest` would be run, in Lance's words."""
+
+        async def read(table: Any) -> str:
+            query = await self._nearest(table, kind, vector, where, limit, narrow=narrow)
+            return str(await query.explain_plan())
+
+        return await self._read(kind, read)
+
+    async def _nearest(
+        self, table: Any, kind: TableKind, vector: Vector, where: str, limit: int, *, narrow: bool
+    ) -> Any:
+        # The metric is stated each time: without it an unindexed search would use l2.
+        query = table.query().nearest_to(vector).column(VECTOR_COLUMNS[kind]).distance_type("cosine")
+        query = (query.where(where) if where else query).limit(limit)
+        indexed = await self._indexed_rows(table) if kind == "vectors" else 0
+        if not indexed:
+            return query
+        if narrow and where and await table.count_rows(where) <= BYPASS_ROWS:
+            return query.bypass_vector_index()
+        # Facts 2.5: partitions are about sqrt(rows), 5 % of them are probed, and as many more as it takes to
+        # fill `limit`. Distances of quantised codes are estimates: refined, they are exact.
+        probes = min(100, max(20, round(0.05 * indexed**0.5)))
+        return query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(max(2, min(10, 500 // limit)))
+
+    async def _indexed_rows(self, table: Any) -> int:
+        if time.monotonic() - self._index_looked_at > _INDEX_LOOK_S:
+            self._index_looked_at = time.monotonic()
+            mine = [index for index in await table.list_indices() if VECTOR_COLUMNS["vectors"] in index.columns]
+            self._index_rows = sum(index.num_indexed_rows or 0 for index in mine)
+        return self._index_rows
+
+    async def matching(
+        self, kind: TableKind, text: Keywords, column: str, where: str, columns: Sequence[str], limit: int
+    ) -> list[Row]:
+        """Rows whose `column` holds the keywords, best first by BM25, with `_score`. `where` may be '': all."""
+
+        async def read(table: Any) -> list[Row]:
+            query = table.query().nearest_to_text(_text_query(text, column))
+            query = query.where(where) if where else query
+            return _plain(await query.select([*columns, "_score"]).limit(limit).to_arrow())
+
+        return await self._read(kind, read) if text else []
+
+
+def _text_query(text: Keywords, column: str) -> Any:
+    words = [(Occur.SHOULD, _MATCH(text.words, column))] if text.words else []
+    phrases = [(Occur.MUST, _PHRASE(phrase, column)) for phrase in text.phrases]
+    clauses = [*phrases, *words]
+    return clauses[0][1] if len(clauses) == 1 else BooleanQuery(clauses)
+
+
+def _plain(table: pa.Table) -> list[Row]:
+    rows: list[Row] = table.to_pylist()
+    return rows
+
+
+class _VanishedError(TransientError):
+    """Files of the version that a handle holds are gone."""
+
+
+async def _guarded(read: Callable[[Any], Awaitable[T]], handle: Any) -> T:
+    """`read(handle)`, with lancedb's errors as ours. Its classes say little (an unreachable store is a
+    ValueError), so this goes by their words."""
+    try:
+        return await read(handle)
+    except (RuntimeError, ValueError, OSError) as error:
+        text = " ".join(str(error).split())[:300]
+        if "not found" in text.lower():
+            raise _VanishedError(f"a version of the tables vanished while it was read: {text}", 1.0) from error
+        if any(words in text.lower() for words in _REFUSALS):
+            raise PermanentError(f"Lance refused the query: {text}") from error
+        raise TransientError(f"the tables can't be read now: {text}", 1.0) from error
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":  # a bug in Rust comes from outside the Exception tree
+            raise TransientError(f"Lance failed: {' '.join(str(error).split())[:300]}", 1.0) from error
+        raise

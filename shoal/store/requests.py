@@ -1,0 +1,63 @@
+"""What a search is asked and what it answers: the values that cross from the store to those who serve it.
+
+Plain frozen values. Rows are dicts of plain Python values by column name, times aware and UTC, never a vector.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from shoal.records import SCRAPER_COLLECTION, Vector
+from shoal.store.filters import Filter
+from shoal.store.reading import Freshness
+
+Mode = Literal["sql", "vector", "keyword", "hybrid"]
+LIMIT_MAX = 1_000  # documents of one page
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """One page of one question.
+
+    `sql` filters and orders by time; the others rank: `vector` by the nearest chunk to `vector`, `keyword` by
+    the words of `query`, `hybrid` by both. `limit` counts documents. `include_superseded` also gives older
+    versions (`sql` only: they have no chunks). `wait_sequence`: wait for this commit before reading, at most
+    5 s. A cursor belongs to the same question; `limit` may differ.
+    """
+
+    mode: Mode
+    collection: str = SCRAPER_COLLECTION
+    query: str | None = None
+    vector: Vector | None = None
+    filters: Filter | None = None
+    limit: int = 10
+    cursor: str | None = None
+    include_superseded: bool = False
+    explain: bool = False
+    wait_sequence: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One document. `chunk` is its best chunk (None in `sql`); `score` is 0..1, higher is better; `distance` is
+    the cosine distance of the chunk, None where the vectors did not find it."""
+
+    metadata: dict[str, Any]
+    chunk: dict[str, Any] | None = None
+    score: float | None = None
+    distance: float | None = None
+    explain: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """`mode` is the one that was used: hybrid without a vector is keyword. `explain`: the plan, where asked."""
+
+    mode: Mode
+    hits: tuple[Hit, ...]
+    next_cursor: str | None
+    freshness: Freshness
+    warnings: tuple[str, ...] = ()
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    explain: dict[str, Any] | None = None

@@ -1,0 +1,321 @@
+"""`SearchIndex`: every question that can be asked of the tables. Read-only; one per process.
+
+Guarantee: answers hold documents only (never the fence or a tombstone), current versions unless older ones are
+asked for, each once, and never half of one; a page ends with a cursor where there is more. A page's freshness
+is that of the versions it was read from. It embeds nothing (vectors are arguments) and writes nothing.
+
+Fails with QueryError (FilterError, CursorError) for what was asked wrongly, TransientError for storage that is
+away or tables that don't exist yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+
+from shoal.records import SCRAPER_COLLECTION, Vector
+from shoal.store import advice, scanning
+from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
+from shoal.store.cursors import OFFSET_MAX, CursorError, OffsetCursor, decode, encode, fingerprint
+from shoal.store.filters import Equals, QueryError, check
+from shoal.store.keywords import Keywords, parse_keywords
+from shoal.store.ranked import METADATA_ROW, Candidate, Ranking, rank, rows_among
+from shoal.store.reading import Freshness, Row, Tables, View
+from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest
+from shoal.store.schemas import CHUNK_COLUMNS, IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
+
+__all__ = ["Freshness", "Hit", "SearchIndex", "SearchPage", "SearchRequest"]
+
+IN_FLIGHT_MAX = 8  # throughput peaks here on two cores and falls by a fifth at 100; the rest queue
+WAIT_S = 5.0  # the longest wait for a commit
+_WAIT_POLL_S = 0.05
+_ATTEMPTS = 3  # readings of one page: another only where the tables moved while it was read
+_QUERY_LENGTH_MAX = 4_000  # characters; far beyond any question, and each word is a look-up
+_VERSIONS_MAX = 1_000  # rows of one hash
+_REFRESH_S, _REFRESH_REMOTE_S = 1.0, 5.0  # an object store is asked over the network (facts 8)
+
+T = TypeVar("T")
+
+
+class SearchIndex:
+    """The search side of one collection."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
+
+    @classmethod
+    async def open(
+        cls,
+        uri: str,
+        storage_options: Mapping[str, str] | None = None,
+        *,
+        collection: str = SCRAPER_COLLECTION,
+        refresh_interval_s: float | None = None,
+    ) -> SearchIndex:
+        """Opens the tables under `uri`. Raises TransientError while they don't exist."""
+        if refresh_interval_s is None:
+            refresh_interval_s = _REFRESH_REMOTE_S if "://" in uri else _REFRESH_S
+        tables = await Tables.open(uri, storage_options or {}, collection, refresh_interval_s)
+        return cls(tables)
+
+    async def close(self) -> None:
+        await self._tables.close()
+
+    @property
+    def model(self) -> str:
+        """The embedding model of the collection, as its tables name it."""
+        return self._tables.facts.model
+
+    @property
+    def width(self) -> int:
+        """The width of its vectors."""
+        return self._tables.facts.width
+
+    # --- search -------------------------------------------------------------------------------
+
+    async def search(self, request: SearchRequest) -> SearchPage:
+        """One page of documents. Raises QueryError | TransientError."""
+        started = time.monotonic()
+        warnings: list[str] = []
+        mode = self._checked(request, warnings)
+        async with self._gate:
+            waited = time.monotonic()
+            if request.wait_sequence is not None and not await self._wait(request.wait_sequence):
+                warnings.append(f"commit {request.wait_sequence} was not seen within {WAIT_S:g} s: this may be older")
+            for attempt in range(_ATTEMPTS):
+                view = await self._tables.view()
+                read = time.monotonic()
+                answer = self._ranked if mode != "sql" else self._listed
+                page, whole = await answer(request, mode, view)
+                if whole or self._tables.generation == view.generation or attempt == _ATTEMPTS - 1:
+                    break
+        timings = {
+            "queued": _ms(waited - started),
+            "prepare": _ms(read - waited),
+            "read": _ms(time.monotonic() - read),
+            "total": _ms(time.monotonic() - started),
+        }
+        return SearchPage(
+            mode=mode,
+            hits=page.hits,
+            next_cursor=page.next_cursor,
+            freshness=page.freshness,
+            warnings=(*warnings, *page.warnings),
+            timings_ms=timings,
+            explain=page.explain,
+        )
+
+    def _checked(self, request: SearchRequest, warnings: list[str]) -> Mode:
+        """The mode to use. Raises QueryError for what can't be answered; notes what is answered otherwise."""
+        if request.collection != SCRAPER_COLLECTION:
+            raise QueryError(f"there is no collection {request.collection[:60]!r}; known: {SCRAPER_COLLECTION}")
+        if not 1 <= request.limit <= LIMIT_MAX:
+            raise QueryError(f"limit is {request.limit}; it must be 1 to {LIMIT_MAX}")
+        if request.filters is not None:
+            check(request.filters, FILTERS)
+        mode = request.mode
+        if mode == "hybrid" and request.vector is None:
+            mode = "keyword"
+            warnings.append("without a vector the search was by keyword only")
+        if mode in ("keyword", "hybrid") and not request.query:
+            raise QueryError(f"mode {mode} needs a query")
+        if mode in ("vector", "hybrid"):
+            if request.vector is None:
+                raise QueryError("mode vector needs a vector")
+            self._check_vector(request.vector)
+        if mode in ("keyword", "hybrid") and len(request.query or "") > _QUERY_LENGTH_MAX:
+            warnings.append(f"only the first {_QUERY_LENGTH_MAX} characters of the query were searched for as words")
+        if mode != "sql" and request.include_superseded:
+            warnings.append("only current versions can be ranked: include_superseded was ignored")
+        return mode
+
+    def _check_vector(self, vector: Vector) -> None:
+        if vector.shape != (self.width,):
+            raise QueryError(f"the vector has shape {vector.shape}, the collection ({self.width},): model {self.model}")
+        # Lance answers such a vector with nothing, as if nothing were there.
+        if not np.isfinite(vector).all() or not vector.any():
+            raise QueryError("the vector is zero or holds NaN or infinity: nothing is near to it")
+
+    async def _listed(self, request: SearchRequest, mode: Mode, view: View) -> tuple[SearchPage, bool]:
+        key = fingerprint(mode, request.collection, request.filters, request.include_superseded)
+        after = decode(request.cursor, key) if request.cursor else None
+        if isinstance(after, OffsetCursor):
+            raise CursorError("the cursor belongs to a ranked query; start again without it")
+        listing = await scanning.newest(
+            self._tables, request.filters, request.limit, after, include_superseded=request.include_superseded
+        )
+        found = {row["revision"]: row for row in await self._metadata(listing.revisions)}
+        hits = tuple(
+            Hit(metadata=_served(found[revision]), explain={"rank": rank_of} if request.explain else None)
+            for rank_of, revision in enumerate(listing.revisions, start=1)
+            if revision in found
+        )
+        page = SearchPage(
+            mode=mode,
+            hits=hits,
+            next_cursor=encode(listing.behind, key) if listing.behind else None,
+            freshness=view.freshness,
+            warnings=listing.warnings,
+            explain={"metadata_filter": listing.condition} if request.explain else None,
+        )
+        return page, len(hits) == len(listing.revisions)
+
+    async def _ranked(self, request: SearchRequest, mode: Mode, view: View) -> tuple[SearchPage, bool]:
+        vector = request.vector if mode != "keyword" else None
+        text = parse_keywords((request.query or "")[:_QUERY_LENGTH_MAX]) if mode != "vector" else None
+        asked = request.query if request.query else vector.tobytes() if vector is not None else b""
+        key = fingerprint(mode, request.collection, request.filters, asked)
+        after = decode(request.cursor, key) if request.cursor else OffsetCursor(0)
+        if not isinstance(after, OffsetCursor):
+            raise CursorError("the cursor belongs to a listing by time; start again without it")
+        end = after.offset + request.limit
+        ranking = await rank(self._tables, vector, text, request.filters, end + 1)
+        shown = ranking.documents[after.offset : end]
+        wanted = [one.chunk_id for one, _ in shown]
+        chunks = {row["id"]: row for row in await rows_among(self._tables, "vectors", "id", wanted, CHUNK_COLUMNS)}
+        hits = tuple(
+            Hit(
+                metadata=_served(row),
+                chunk=chunks[one.chunk_id],
+                score=one.score,
+                distance=one.legs["vector"].raw if "vector" in one.legs else None,
+                explain=_explained(one, rank_of) if request.explain else None,
+            )
+            for rank_of, (one, row) in enumerate(shown, start=after.offset + 1)
+            if one.chunk_id in chunks
+        )
+        warnings = []
+        if not ranking.complete and len(ranking.documents) < end:
+            warnings.append(f"only the best {ranking.depth} chunks were looked at: narrow the filters to see more")
+        cursor = None
+        if len(ranking.documents) > end:
+            if end <= OFFSET_MAX:
+                cursor = encode(OffsetCursor(end), key)
+            else:
+                warnings.append(f"ranked answers end after {OFFSET_MAX} documents: narrow the query to see others")
+        page = SearchPage(
+            mode=mode,
+            hits=hits,
+            next_cursor=cursor,
+            freshness=view.freshness,
+            warnings=tuple(warnings),
+            explain=await self._plan(ranking, vector, text) if request.explain else None,
+        )
+        return page, ranking.dropped == 0 and len(hits) == len(shown)
+
+    async def _plan(self, ranking: Ranking, vector: Vector | None, text: Keywords | None) -> dict[str, Any]:
+        narrow = bool(ranking.chunk_condition)
+        return {
+            "chunk_filter": ranking.chunk_condition,
+            "metadata_filter": ranking.metadata_condition,
+            "depth": ranking.depth,
+            "documents": len(ranking.documents),
+            "complete": ranking.complete,
+            "dropped": ranking.dropped,
+            "keywords": asdict(text) if text is not None else None,
+            "vector_plan": None
+            if vector is None
+            else await self._tables.nearest_plan(
+                "vectors", vector, ranking.chunk_condition, ranking.depth, narrow=narrow
+            ),
+        }
+
+    async def _metadata(self, revisions: list[str]) -> list[Row]:
+        return await rows_among(self._tables, "metadata", "revision", revisions, METADATA_ROW)
+
+    async def _wait(self, sequence: int) -> bool:
+        deadline = time.monotonic() + WAIT_S
+        view = await self._tables.view()
+        while view.freshness.commit_sequence < sequence:
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(_WAIT_POLL_S)
+            view = await self._tables.view(max_age_s=0.0)
+        return True
+
+    # --- look-ups -----------------------------------------------------------------------------
+
+    async def by_hash(self, sha256: str) -> list[dict[str, Any]]:
+        """The metadata of all documents and versions whose stored bytes have this hash, newest first."""
+        condition = where(IS_DOCUMENT, Equals("sha256_hash", sha256.lower()), columns=METADATA_FILTERS)
+        await self._tables.view()
+        async with self._gate:
+            rows = await self._tables.rows("metadata", condition, METADATA_ROW, _VERSIONS_MAX, scanning.NEWEST_FIRST)
+        return [_served(row) for row in rows]
+
+    async def similar_apis(self, vector: Vector, limit: int) -> list[Hit]:
+        """The `limit` APIs nearest to the embedded description, each with its first chunk. Raises QueryError."""
+        self._check_vector(vector)
+        await self._tables.view()
+        async with self._gate:
+            nearest = await advice.similar_apis(self._tables, vector, limit)
+            rows = {row["revision"]: row for row in await self._metadata([one.revision for one in nearest])}
+        return [
+            Hit(metadata=_served(rows[one.revision]), chunk=one.chunk, score=one.score, distance=one.distance)
+            for one in nearest
+            if one.revision in rows
+        ]
+
+    async def fixes(
+        self,
+        scraper_name: str,
+        error_type: str | None = None,
+        vector: Vector | None = None,
+        error_message: str | None = None,
+        limit: int = 5,
+    ) -> list[dict[str, Any]]:
+        """Reported fixes of a scraper: of this error type first, what worked before what failed, then the likest
+        error (by vector, else by words of the message), then the newest. Each has `similarity` (0..1 or None)."""
+        if vector is not None:
+            self._check_vector(vector)
+        async with self._gate:
+            return await advice.fixes(self._tables, scraper_name, error_type, vector, error_message, limit)
+
+    async def job(self, command_id: str) -> dict[str, Any] | None:
+        """What became of a command, None while it is not applied."""
+        await self._tables.latest("jobs")
+        condition = where(IS_DOCUMENT, Equals("command_id", command_id), columns={"command_id": "text"})
+        rows = await self._tables.rows("jobs", condition, JOB_COLUMNS, 1)
+        return rows[0] if rows else None
+
+    async def freshness(self) -> Freshness:
+        """How far the tables are now, at most a refresh interval old."""
+        return (await self._tables.view()).freshness
+
+    async def counts(self) -> dict[str, int]:
+        """{"documents": current ones, "chunks": theirs}."""
+        await self._tables.view()
+        documents, chunks = await asyncio.gather(
+            self._tables.count("metadata", IS_CURRENT), self._tables.count("vectors", IS_DOCUMENT)
+        )
+        return {"documents": documents, "chunks": chunks}
+
+
+def _served(row: Row) -> dict[str, Any]:
+    return {name: row[name] for name in METADATA_COLUMNS}
+
+
+def _explained(one: Candidate, rank_of: int) -> dict[str, Any]:
+    return {
+        "rank": rank_of,
+        "legs": {
+            name: {
+                "rank": leg.rank,
+                "raw": leg.raw,
+                "score": leg.score,
+                "normalised": one.parts[name],
+                "chunk": leg.chunk_id,
+            }
+            for name, leg in one.legs.items()
+        },
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 2)

@@ -1,0 +1,71 @@
+"""Small shared state beside the tables: `{tables}/_shoal/NAME`, on disk or in S3 (contracts 5).
+
+Written whole by one owner, read by anybody; a reader sees the old or the new text, never half of one.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import boto3
+import orjson
+from botocore.exceptions import BotoCoreError, ClientError
+
+from shoal.errors import TransientError
+from shoal.settings import Settings
+
+DIRECTORY = "_shoal"
+
+
+def write_state(settings: Settings, name: str, value: Any) -> None:
+    """Replace `name` by `value` as JSON. Raises TransientError where the store is unwell."""
+    data = orjson.dumps(value)
+    bucket, key = _s3_place(settings, name)
+    if bucket is not None:
+        try:
+            _client(settings.s3_endpoint_url).put_object(Bucket=bucket, Key=key, Body=data)
+        except (BotoCoreError, ClientError) as error:
+            raise TransientError(f"state file {name}: {error}") from None
+        return
+    directory = Path(settings.tables_uri) / DIRECTORY
+    directory.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=directory)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.replace(temporary, directory / name)
+
+
+def read_state(settings: Settings, name: str) -> Any | None:
+    """The last value written, or None where there is none yet. Raises TransientError."""
+    bucket, key = _s3_place(settings, name)
+    if bucket is not None:
+        try:
+            body = _client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key)["Body"].read()
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
+                return None
+            raise TransientError(f"state file {name}: {error}") from None
+        except BotoCoreError as error:
+            raise TransientError(f"state file {name}: {error}") from None
+        return orjson.loads(body)
+    try:
+        return orjson.loads((Path(settings.tables_uri) / DIRECTORY / name).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _s3_place(settings: Settings, name: str) -> tuple[str | None, str]:
+    uri = settings.tables_uri
+    if not uri.startswith("s3://"):
+        return None, ""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    return bucket, "/".join(part for part in (prefix, DIRECTORY, name) if part)
+
+
+@lru_cache(maxsize=4)
+def _client(endpoint_url: str | None) -> Any:
+    return boto3.client("s3", endpoint_url=endpoint_url)

@@ -1,0 +1,316 @@
+"""The table writer: batches of documents and commands in, durable rows and acks out.
+
+One batch is: chunks, then fixes, then metadata, then jobs; each a transaction with the fence. A document is
+visible when its metadata row is, so a reader never sees half of one; `apply` returns after the last of them.
+A kill between them leaves chunks ahead of metadata, which the commit sequences in the fences tell; whoever
+opens the tables next rolls the chunks back to the last whole batch, and the log delivers the rest again.
+
+The fence refuses a second writer: each takes an epoch above every earlier one, and every commit is a
+compare-and-set on a version whose epoch was checked (G3). A writer that is refused looks again: a higher epoch
+ends it (FencedError), its own epoch makes it plan anew. After an error nothing held is trusted: the next call
+first fences the metadata, so that a commit still on its way can't land later, and then looks what is there.
+
+It keeps no document between calls. Synchronous, for one thread; `statistics()` may be called from any.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from shoal.errors import ConfigurationError, FencedError, TransientError
+from shoal.records import SCRAPER_COLLECTION, Ack, Deletion, EmbeddedCommand, Progress, Writable
+from shoal.settings import Settings
+from shoal.store.commands import CommandPlan, plan_commands
+from shoal.store.fence import Fence
+from shoal.store.lookups import stored_commands, stored_documents
+from shoal.store.maintenance import Maintenance
+from shoal.store.planning import TEXT_DROPPED, CommitPlan, plan
+from shoal.store.rows import Row
+from shoal.store.schemas import (
+    FIXES_TABLE,
+    IS_CURRENT,
+    JOBS_TABLE,
+    METADATA_COLUMNS,
+    METADATA_KEY,
+    CollectionFacts,
+    TableKind,
+    metadata_table,
+    table_uri,
+    vectors_table,
+)
+from shoal.store.tables import CommitRefused, FencedTable, in_list
+
+ATTEMPTS_MAX = 5
+"""Plans of one batch before the caller is told to come back: index builds and compactions elsewhere refuse a
+commit now and then, not five in a row."""
+_KINDS: tuple[TableKind, ...] = ("metadata", "vectors", "fixes", "jobs")
+
+
+def storage_options(settings: Settings) -> dict[str, str]:
+    """What Lance needs to reach the tables: nothing on disk; for s3:// the endpoint, and the AWS_ variables."""
+    if not settings.tables_uri.startswith("s3://"):
+        return {}
+    options = {
+        name: value
+        for name, value in {
+            "aws_access_key_id": os.environ.get("AWS_ACCESS_KEY_ID"),
+            "aws_secret_access_key": os.environ.get("AWS_SECRET_ACCESS_KEY"),
+            "aws_session_token": os.environ.get("AWS_SESSION_TOKEN"),
+            "aws_region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        }.items()
+        if value
+    }
+    if settings.s3_endpoint_url:
+        options["aws_endpoint"] = settings.s3_endpoint_url
+        options.setdefault("aws_region", "us-east-1")
+        if settings.s3_endpoint_url.startswith("http://"):
+            options["allow_http"] = "true"
+    return options
+
+
+def collection_model(uri: str, options: dict[str, str], collection: str = SCRAPER_COLLECTION) -> tuple[str, int] | None:
+    """The model and width of a collection that exists, else None."""
+    table = FencedTable.open("metadata", table_uri(uri, metadata_table(collection)), options)
+    return None if table is None else (table.facts.model, table.facts.width)
+
+
+@dataclass(frozen=True, slots=True)
+class TablesStatistics:
+    """The writer's own figures. `documents` and `chunks` are of the tables, `commits` since it was opened;
+    `unindexed_rows`: chunks that the full-text index doesn't hold yet (a search scans them)."""
+
+    epoch: int
+    commit_sequence: int
+    commits: int
+    last_commit_at: datetime | None
+    documents: int
+    chunks: int
+    unindexed_rows: int
+    maintenance: str
+
+
+@dataclass(slots=True)
+class _Planned:
+    """A whole batch, planned: what goes into each table, and the acks in the batch's order."""
+
+    documents: CommitPlan = field(default_factory=CommitPlan)
+    commands: CommandPlan = field(default_factory=CommandPlan)
+    acks: list[Ack] = field(default_factory=list)
+
+
+class TableWriter:
+    """The only writer of a collection's tables, for as long as nobody opens them after it."""
+
+    def __init__(
+        self, tables: dict[TableKind, FencedTable], facts: CollectionFacts, collection: str, settings: Settings
+    ) -> None:
+        """Use `open`."""
+        self._metadata, self._vectors = tables["metadata"], tables["vectors"]
+        self._fixes, self._jobs = tables["fixes"], tables["jobs"]
+        self._tables = tables
+        self._facts = facts
+        self._collection = collection
+        self._epoch = 1 + max(table.fence.epoch for table in tables.values())
+        self._sound = False  # whether the held versions may be staged on
+        self._commits = 0
+        self._documents = 0
+        self._maintenance = Maintenance(tables, settings)
+        self._statistics: TablesStatistics | None = None
+
+    @classmethod
+    def open(
+        cls,
+        uri: str,
+        storage_options: dict[str, str],
+        model: str,
+        width: int,
+        *,
+        settings: Settings,
+        now: datetime,
+        collection: str = SCRAPER_COLLECTION,
+    ) -> TableWriter:
+        """Create what is missing, take the next epoch, and mend what a killed writer left.
+
+        Raises ConfigurationError where the collection has another model or width or the place can't be
+        written, FencedError where a later writer came in the meantime, TransientError where it may work later.
+        """
+        facts = CollectionFacts(model, width)
+        names: dict[TableKind, str] = {
+            "metadata": metadata_table(collection),
+            "vectors": vectors_table(collection),
+            "fixes": FIXES_TABLE,
+            "jobs": JOBS_TABLE,
+        }
+        places = {kind: table_uri(uri, name) for kind, name in names.items()}
+        found = {kind: FencedTable.open(kind, place, storage_options) for kind, place in places.items()}
+        for table in found.values():  # before anything is created
+            _refuse_other(table, facts)
+        tables: dict[TableKind, FencedTable] = {}
+        for kind, table in found.items():
+            tables[kind] = table or FencedTable.create(kind, places[kind], storage_options, facts)
+            _refuse_other(tables[kind], facts)  # somebody else may have created it
+        writer = cls(tables, facts, collection, settings)
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                writer._take()
+                while writer.maintain(now):  # the indexes that readers can't do without
+                    pass
+                return writer
+            except CommitRefused:
+                continue
+            except FencedError:  # another was opened at the same time: the last one stays
+                writer._epoch = 1 + max(table.fence.epoch for table in tables.values())
+        raise TransientError(f"the tables at {uri} are being opened by others at the same time: try again")
+
+    def apply(self, batch: Sequence[Writable], progress: Sequence[Progress], now: datetime) -> list[Ack]:
+        """Write a batch; one Ack per writable, in order, when all of it is durable.
+
+        Raises FencedError when another writer has the tables, TransientError when the storage fails (the batch
+        may have landed; applying it again is safe), ConfigurationError where a vector is of another model or
+        the storage refuses us, and ValueError or TypeError where a row can't be stored: halve the batch.
+        """
+        for item in batch:
+            if not isinstance(item, Deletion) and item.model is not None and item.model != self._facts.model:
+                raise ConfigurationError(
+                    f"collection {self._collection!r} is embedded with {self._facts.model}, not {item.model}"
+                )
+        for _ in range(ATTEMPTS_MAX):
+            if not self._sound:
+                self._take()
+            sequence = 1 + max(table.fence.commit_sequence for table in self._tables.values())
+            planned = self._plan(batch, sequence, now)
+            last = self._jobs if planned.commands.jobs else self._metadata
+            fence = self._metadata.fence.advanced(token=uuid.uuid4().hex, now=now, sequence=sequence, progress=progress)
+            try:
+                self._sound = False
+                self._write(planned, fence)
+            except (CommitRefused, TransientError) as error:
+                # _take reads every fence before it writes its own: so it tells whether this commit landed.
+                if self._take().get(last.kind) != fence.token:
+                    if isinstance(error, CommitRefused):
+                        continue
+                    raise
+            self._sound = True
+            self._commits += 1
+            self._maintenance.committed(len(planned.documents.chunks))
+            self._documents += planned.documents.documents
+            self._publish()
+            return [replace(ack, commit_sequence=sequence) for ack in planned.acks]
+        raise TransientError(f"{ATTEMPTS_MAX} commits in a row were refused by others' changes: try again")
+
+    def resolve_paths(self, s3_paths: Sequence[str]) -> dict[str, str]:
+        """s3_path -> document id, of current rows."""
+        found = self._metadata.rows_of(("s3_path", "id"), "s3_path", s3_paths, IS_CURRENT)
+        return {row["s3_path"]: row["id"] for row in found}
+
+    def maintain(self, now: datetime) -> str | None:
+        """At most one bounded step of upkeep; what it did, or None where nothing is due. Raises FencedError,
+        TransientError; a failed step comes again later."""
+        if not self._sound:
+            return None  # the next batch looks what is there first
+        done = self._maintenance.step(self._epoch, now)
+        if done is not None:
+            self._publish()
+        return done
+
+    def statistics(self) -> TablesStatistics:
+        """As of the last commit or upkeep; costs nothing."""
+        assert self._statistics is not None, "open() publishes the first"
+        return self._statistics
+
+    def _take(self) -> dict[TableKind, str]:
+        """Make every table ours at its latest version, and the tables agree. Returns the fences' tokens as
+        they were found.
+
+        Metadata comes first: once its fence is ours, no other writer can finish a batch, and a commit of our
+        own whose answer was lost has landed or never will. So whether the chunks are ahead of it is settled,
+        if they don't change before they are ours too, which their own commit refuses. Raises FencedError,
+        CommitRefused, TransientError.
+        """
+        self._sound = False
+        for table in self._tables.values():
+            table.refresh()
+            table.check_epoch(self._epoch)
+        tokens = {kind: table.fence.token for kind, table in self._tables.items()}
+        for kind in _KINDS:
+            table = self._tables[kind]
+            mine = replace(table.fence, epoch=self._epoch, token=uuid.uuid4().hex)
+            if kind == "vectors":
+                whole = self._metadata.fence.commit_sequence
+                if table.fence.commit_sequence > whole:
+                    table.undo(whole, replace(mine, commit_sequence=whole))
+                    continue
+            table.commit((), mine)
+        self._documents = self._metadata.count(IS_CURRENT)
+        self._sound = True
+        self._maintenance.reopened()
+        self._publish()
+        return tokens
+
+    def _write(self, planned: _Planned, fence: Fence) -> None:
+        documents, commands = planned.documents, planned.commands
+        if documents.touches_chunks:
+            other = in_list("metadata_id", documents.replaced) if documents.replaced else None
+            self._vectors.commit(documents.chunks, fence, other)
+        if commands.fixes:
+            self._fixes.commit(commands.fixes, fence)
+        removed = in_list(METADATA_KEY, documents.removed) if documents.removed else None
+        self._metadata.commit([*documents.metadata, *self._restamped(documents, fence)], fence, removed)
+        if commands.jobs:
+            self._jobs.commit(commands.jobs, fence)
+
+    def _restamped(self, documents: CommitPlan, fence: Fence) -> list[Row]:
+        """Stored rows whose place in history changes; a row in history keeps no vector."""
+        changed = [*documents.superseded, *documents.promoted]
+        if not changed:
+            return []
+        promoted = set(documents.promoted)
+        rows = self._metadata.rows_of((METADATA_KEY, *METADATA_COLUMNS), METADATA_KEY, changed)
+        for row in rows:
+            if row[METADATA_KEY] not in promoted:
+                row["superseded_at"] = fence.committed_at
+                continue
+            row["superseded_at"] = None
+            if row["validation_status"] != "error":
+                row |= {"validation_status": "error", "error_count": 1, "chunk_count": 0}
+                row["warnings"] = [*(row["warnings"] or ()), TEXT_DROPPED]
+        return rows
+
+    def _plan(self, batch: Sequence[Writable], sequence: int, now: datetime) -> _Planned:
+        documents = [item for item in batch if not isinstance(item, EmbeddedCommand)]
+        commands = [item for item in batch if isinstance(item, EmbeddedCommand)]
+        planned = _Planned()
+        if documents:
+            stored = stored_documents(self._metadata, documents)
+            planned.documents = plan(documents, stored, self._facts, self._collection, now)
+        if commands:
+            fixes, done = stored_commands(self._fixes, self._jobs, commands)
+            planned.commands = plan_commands(commands, fixes, done, self._facts, self._collection, sequence, now)
+        of_documents, of_commands = iter(planned.documents.acks), iter(planned.commands.acks)
+        planned.acks = [next(of_commands if isinstance(item, EmbeddedCommand) else of_documents) for item in batch]
+        return planned
+
+    def _publish(self) -> None:
+        fence = self._metadata.fence
+        self._statistics = TablesStatistics(
+            epoch=self._epoch,
+            commit_sequence=fence.commit_sequence,
+            commits=self._commits,
+            last_commit_at=fence.committed_at,
+            documents=self._documents,
+            chunks=self._vectors.count() - 1,
+            unindexed_rows=self._maintenance.unindexed_rows,
+            maintenance=self._maintenance.last,
+        )
+
+
+def _refuse_other(table: FencedTable | None, facts: CollectionFacts) -> None:
+    if table is not None and (table.facts.model, table.facts.width) != (facts.model, facts.width):
+        raise ConfigurationError(
+            f"{table.uri} was built with {table.facts.model} (width {table.facts.width}), not {facts.model} (width "
+            f"{facts.width}): use that model, or another LANCEDB_PATH"
+        )
