@@ -1,0 +1,5 @@
+"""The typed Python client of a running Shoal."""
+
+from shoal.client.client import Shoal
+
+__all__ = ["Shoal"]

@@ -1,0 +1,1 @@
+"""Serve applications: REST, the hosting of MCP, query embedding, and the one search service behind both."""

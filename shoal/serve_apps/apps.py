@@ -1,0 +1,135 @@
+"""The Serve applications: `rest_app` (REST and the query embedder) and `mcp_app`, ready to be run.
+
+Replicas hold nothing that matters: each opens the tables read-only and may come and go. Settings travel as a
+pickled object in the deployment's arguments, so secrets never stand in an environment variable, a config that
+the dashboard shows, or a log. Each replica builds its ASGI app itself (`__serve_build_asgi_app__`), since
+neither FastAPI's nor FastMCP's can be pickled whole; what only a replica needs is imported there, so that the
+process which deploys starts fast and does not fork after loading the store. Deploy `rest_app` under the name
+`REST`: MCP finds the query embedder there; without it, searches by meaning degrade to keywords.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shoal.serve_apps.query_embedding import QueryEmbedder, embed_through
+from shoal.settings import Settings
+
+if TYPE_CHECKING:
+    from shoal.serve_apps.search_service import SearchService
+
+REST = "rest"
+"""The name under which `rest_app` must run."""
+
+EMBEDDER = "QueryEmbedder"
+
+
+class RootSlash:
+    """Serve hands over `/mcp` with root_path `/mcp`; the app inside lives at `/`. Without this it would redirect,
+    which strict clients don't follow and which names http:// behind TLS."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == scope.get("root_path", ""):
+            scope = {**scope, "path": scope["path"] + "/", "raw_path": scope["path"].encode() + b"/"}
+        await self.app(scope, receive, send)
+
+
+def _service(settings: Settings, embedder: Any) -> SearchService:
+    from shoal.serve_apps.commands import Commands
+    from shoal.serve_apps.index_provider import IndexProvider
+    from shoal.serve_apps.query_vectors import QueryVectors
+    from shoal.serve_apps.search_service import SearchService
+    from shoal.sources.kafka import open_producer
+    from shoal.store.search import SearchIndex
+    from shoal.store.state_files import read_state
+    from shoal.store.writing import storage_options
+
+    return SearchService(
+        IndexProvider(partial(SearchIndex.open, settings.tables_uri, storage_options(settings))),
+        QueryVectors(embed_through(embedder)),
+        Commands(partial(open_producer, settings), settings.command_topic),
+        partial(read_state, settings, "status.json"),
+    )
+
+
+class Rest:
+    """A replica of REST."""
+
+    def __init__(self, settings: Settings, embedder: Any) -> None:
+        self._settings = settings
+        self._embedder = embedder
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        from shoal.serve_apps.rest import create_rest
+
+        return create_rest(_service(self._settings, self._embedder), stamps=False)
+
+
+class Mcp:
+    """A replica of the MCP server: stateless, so any of them answers any request."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        from shoal.mcp.server import build_server
+        from shoal.serve_apps.problems import RequestFrame
+
+        embedder = serve.get_deployment_handle(EMBEDDER, app_name=REST)
+        server = build_server(_service(self._settings, embedder))
+        app = server.http_app(path="/", stateless_http=True, json_response=True)
+        return RequestFrame(RootSlash(app), stamps=False)
+
+
+def rest_app(settings: Settings) -> Any:
+    """REST and the query embedder: run it as `REST`, route prefix `/`."""
+    return _ingress("Rest", Rest, settings).bind(settings, _embedder(settings))
+
+
+def mcp_app(settings: Settings) -> Any:
+    """MCP: route prefix `/mcp`."""
+    return _ingress("Mcp", Mcp, settings).bind(settings)
+
+
+def _embedder(settings: Settings) -> Any:
+    return serve.deployment(
+        name=EMBEDDER,
+        max_ongoing_requests=64,  # several batches; what waits longer than its caller is of no use
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": settings.serve_replicas_max,
+            "target_ongoing_requests": 16,
+        },
+        ray_actor_options={"num_cpus": 0.1},
+        max_surge_percent=100,
+        graceful_shutdown_wait_loop_s=0.5,
+    )(QueryEmbedder).bind(settings)
+
+
+def _ingress(name: str, replica: type, settings: Settings) -> Any:
+    return serve.deployment(
+        name=name,
+        # Requests wait for the store and the embedder, so one replica holds many; those beyond are told to come
+        # back (429) rather than left to time out.
+        max_ongoing_requests=100,
+        max_queued_requests=200,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
+        autoscaling_config={
+            "min_replicas": 1,
+            "max_replicas": settings.serve_replicas_max,
+            "target_ongoing_requests": 16,
+            "upscale_delay_s": 5,
+            "downscale_delay_s": 120,
+        },
+        # Shares only let Ray place it on a laptop; what bounds the work is the store's own gate.
+        ray_actor_options={"num_cpus": 0.1},
+        max_surge_percent=100,  # an update starts the new replica before it stops the old one
+        graceful_shutdown_wait_loop_s=0.5,
+    )(serve.ingress()(replica))

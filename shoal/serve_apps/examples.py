@@ -1,0 +1,140 @@
+"""What OpenAPI shows of bodies and answers: examples, one per call, of the shapes in contracts 3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shoal.serve_apps.models import FixPatternsQuery, FixReport
+
+Responses = dict[int | str, dict[str, Any]]
+
+
+def _json(example: Any, description: str = "As in the example.") -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"example": example}}}
+
+
+def _body(schema: dict[str, Any], example: Any, *, required: bool = True) -> dict[str, Any]:
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {"requestBody": {"required": required, "content": content}}
+
+
+PROBLEM: dict[str, Any] = {
+    "description": "What went wrong, as an RFC 9457 problem.",
+    "content": {
+        "application/problem+json": {
+            "example": {
+                "type": "urn:shoal:problem:invalid-parameter",
+                "title": "A parameter is wrong",
+                "status": 422,
+                "detail": "end_date: not a date (2025-01-20) or a time (2025-01-20T14:30:00Z)",
+                "request_id": "6f0c1d9a4c2e4f5f8a5d9f9e2b1c7d3a",
+                "parameter": "end_date",
+            }
+        }
+    },
+}
+ROOT: Responses = {200: _json({"status": "ok", "service": "lancedb-query-api"})}
+READY: Responses = {
+    200: _json({"status": "ready", "tables": "open", "embedder": "ok"}, "`ready`, or `degraded`."),
+    503: PROBLEM,
+}
+_DOCUMENT = {
+    "id": "prod:nyiso_load_forecast:load_20250120_14.json",
+    "urn": "load_20250120_14.json",
+    "version": "20250120T143000Z",
+    "sha256_hash": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "data_source": "NYISO",
+    "data_type": "load_forecast",
+    "dataset": "nyiso_load_forecast",
+    "s3_path": "s3://scrapes/nyiso/load_forecast/year=2025/month=01/day=20/load_20250120_14.json",
+    "file_format": "JSON",
+    "collected_at": "2025-01-20T14:30:00Z",
+    "validation_status": "indexed",
+}
+_CHUNK = {
+    "metadata_id": "prod:nyiso_load_forecast:load_20250120_14.json",
+    "content_summary": "NYISO hourly load forecast by zone, MW ...",
+    "content_schema": '{"fields": [{"path": "$.zones[].load_mw", "type": "number", "unit": "MW"}]}',
+    "api_endpoint": "https://example.org/api/load",
+    "auth_method": "none",
+    "rate_limit": None,
+    "data_freshness": "hourly",
+    "pagination_type": "none",
+    "score": 0.83,
+    "_distance": 0.34,
+}
+SEARCH: Responses = {
+    200: _json(
+        {
+            "results": [{**_DOCUMENT, **_CHUNK}],
+            "count": 1,
+            "query_type": "vector",
+            "next_cursor": None,
+            "took_ms": 12.4,
+            "indexed_through": "2025-01-20T14:30:04.120000Z",
+            "warnings": [],
+        },
+        "A page of documents; the chunk's fields only with `query`.",
+    )
+}
+BY_HASH: Responses = {200: _json({"exists": True, "data": _DOCUMENT, "count": 1}, 'Or `{"exists": false}`.')}
+SPEC_BODY = _body(
+    {"type": "object", "additionalProperties": True},
+    {
+        "endpoint": "https://example.org/api/v2/load?zone=WEST",
+        "method": "GET",
+        "auth_required": False,
+        "response_fields": {"timestamp": "date-time", "zone": "string", "load": "MW"},
+    },
+)
+SIMILAR: Responses = {
+    200: _json(
+        {
+            "similar_apis": [
+                {
+                    "data_source": "NYISO",
+                    "api_endpoint": "https://example.org/api/load",
+                    "auth_method": "none",
+                    "rate_limit": None,
+                    "similarity_score": 0.87,
+                    "content_summary": "NYISO hourly load forecast by zone, MW ...",
+                    "id": _DOCUMENT["id"],
+                }
+            ]
+        }
+    )
+}
+_FIX = {
+    "scraper_name": "nyiso_load_forecast",
+    "error_type": "KeyError",
+    "error_message": "KeyError: 'forecast'",
+    "summary": "The field was renamed to load_forecast.",
+    "diff": "-row['forecast']\n+row['load_forecast']",
+    "outcome": "worked",
+}
+FIX_BODY = _body(FixReport.model_json_schema(), _FIX)
+FIX_PATTERNS_REQUEST: dict[str, Any] = {
+    **_body(FixPatternsQuery.model_json_schema(), {"scraper_name": "nyiso_load_forecast"}, required=False),
+    "parameters": [
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": "Or in the body, which wins."}
+        for name, schema in FixPatternsQuery.model_json_schema()["properties"].items()
+    ],
+}
+FIX_PATTERNS: Responses = {
+    200: _json(
+        {
+            "fix_patterns": [
+                {
+                    "scraper": "nyiso_load_forecast",
+                    "fix_history": [{**_FIX, "id": "0d9c", "count": 3, "reported_at": "2025-01-21T08:00:00Z"}],
+                    "context": {"dataset": "nyiso_load_forecast", "data_source": "NYISO"},
+                }
+            ],
+            "warnings": [],
+        }
+    )
+}
+FIX_REPORTED: Responses = {
+    201: _json({"job_id": "0190c6e2", "status": "done", "wait_token": "412"}, "In the tables."),
+    202: _json({"job_id": "0190c6e2", "status": "accepted"}, "Durable in the log; `Location` says where to ask."),
+}

@@ -1,0 +1,181 @@
+"""What REST and MCP accept, validated once at the border (pydantic); inside are plain values.
+
+Every wrong value becomes an `InvalidParameter` that names the parameter and says what would be right. Empty
+strings count as absent. Times without a zone are UTC. Nothing here touches a table or a clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, date, datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from shoal.errors import PermanentError
+
+QueryType = Literal["sql", "vector", "keyword", "hybrid"]
+
+
+class InvalidParameter(PermanentError):
+    """One parameter of a request is wrong; `parameter` names it as the caller wrote it."""
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(parameter, message)
+        self.parameter = parameter
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.parameter}: {self.message}"
+
+
+def _time(value: str, *, is_end: bool) -> tuple[datetime, bool]:
+    """`value` as (bound in UTC, bound is exclusive). A date as end is the next midnight, exclusive: it
+    includes that day. A '+' that a URL turned into a space is put back."""
+    text = re.sub(r" (\d{2}:?\d{2})$", r"+\1", value.strip()) if "T" in value.upper() else value.strip()
+    try:
+        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+            day = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
+            return (day + timedelta(days=1), True) if is_end else (day, False)
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC), False
+    except (ValueError, OverflowError):
+        raise ValueError("not a date (2025-01-20) or a time (2025-01-20T14:30:00Z)") from None
+
+
+def _no_control_characters(value: object) -> object:
+    if isinstance(value, str) and re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", value):
+        raise ValueError("contains control characters")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_no_control_characters)]
+Name = Annotated[Text, StringConstraints(max_length=200, strip_whitespace=True)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True, strip_whitespace=True)]
+
+
+class Request(BaseModel):
+    """Root of what a caller sends: frozen, empty strings absent."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {k: v for k, v in values.items() if v is not None and not (isinstance(v, str) and not v.strip())}
+
+    @classmethod
+    def read(cls, values: Mapping[str, object] | Self) -> Self:
+        """`values` as this model. Raises InvalidParameter naming the first wrong one."""
+        if isinstance(values, cls):
+            return values
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise invalid_parameter(error) from None
+
+    @classmethod
+    def unknown(cls, names: Mapping[str, object]) -> tuple[str, ...]:
+        """Those of `names` that this model doesn't know, sorted, at most ten and each cut."""
+        return tuple(sorted(name[:60] for name in names if name not in cls.model_fields))[:10]
+
+
+def invalid_parameter(error: ValidationError) -> InvalidParameter:
+    """The first of pydantic's complaints, as ours."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    name = ".".join(str(part)[:60] for part in first["loc"]) or "body"
+    return InvalidParameter(name, first["msg"].removeprefix("Value error, "))
+
+
+class ScrapeSearch(Request):
+    """Parameters of `GET /api/v1/scrapes/search` and of the MCP tool `search_scrapes`."""
+
+    data_source: Name | None = Field(
+        None, description="Who publishes it, in any case: nyiso, caiso.", examples=["nyiso"]
+    )
+    data_type: Name | None = Field(None, description="Kind of data, e.g. load_forecast.")
+    dataset: Name | None = Field(None, description="Dataset, e.g. nyiso_load_forecast.")
+    environment: Name | None = Field(None, description="dev, staging or prod.")
+    scraper_name: Name | None = Field(None, description="The scraper that collected it.")
+    file_format: Name | None = Field(None, description="JSON, CSV, XML, HTML, XLSX, ZIP, ... in any case.")
+    start_date: Text | None = Field(
+        None, max_length=40, description="Collected at or after: a date or a time (UTC).", examples=["2025-01-20"]
+    )
+    end_date: Text | None = Field(
+        None, max_length=40, description="Collected until: a date includes that whole day.", examples=["2025-01-20"]
+    )
+    query: Text | None = Field(None, max_length=4000, description="What to look for, in words.")
+    hash: Sha256 | None = Field(None, description="sha256 of the stored bytes, 64 hex digits.")
+    mode: Literal["vector", "keyword", "hybrid"] | None = Field(
+        None, description="How `query` is matched: by meaning (the default), by words, or both."
+    )
+    limit: int = Field(100, ge=1, le=1000, description="Documents (not chunks) per page.")
+    cursor: str | None = Field(None, max_length=4000, description="`next_cursor` of the page before.")
+    include_superseded: bool = Field(False, description="Older versions of documents too.")
+    wait_token: str | None = Field(
+        None, pattern=r"^\d{1,18}$", description="A commit sequence: wait until the index has seen it."
+    )
+    explain: bool = Field(False, description="Say how each result was ranked.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, is_end in (("start_date", False), ("end_date", True)):
+            if (value := getattr(self, name)) is not None:
+                try:
+                    _time(value, is_end=is_end)
+                except ValueError as error:
+                    raise InvalidParameter(name, str(error)) from None
+        start, end = self.collected_from, self.collected_until
+        if start and end and start > end[0]:
+            raise InvalidParameter("end_date", "is before start_date")
+        if self.mode and not self.query:
+            raise InvalidParameter("mode", "needs a query; leave it out to filter only")
+        return self
+
+    @property
+    def collected_from(self) -> datetime | None:
+        """Inclusive lower bound of `collected_at`."""
+        return _time(self.start_date, is_end=False)[0] if self.start_date else None
+
+    @property
+    def collected_until(self) -> tuple[datetime, bool] | None:
+        """Upper bound of `collected_at`, and whether it is exclusive."""
+        return _time(self.end_date, is_end=True) if self.end_date else None
+
+
+class FixPatternsQuery(Request):
+    """Whose fixes, and for which error."""
+
+    scraper_name: Name = Field(description="The scraper that fails.", examples=["nyiso_load_forecast"])
+    error_type: Name | None = Field(None, description="e.g. HTTPError, KeyError, timeout.")
+    error_message: Text | None = Field(None, max_length=4000, description="The message; similar ones are found too.")
+    limit: int = Field(5, ge=1, le=20)
+
+
+class FixReport(Request):
+    """A fix that worked, or one that did not, for the next one who meets the same error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scraper_name: Name = Field(min_length=1, examples=["nyiso_load_forecast"])
+    error_type: Name = Field(min_length=1, examples=["KeyError"])
+    error_message: Text | None = Field(None, max_length=4000, examples=["KeyError: 'forecast'"])
+    summary: Text = Field(min_length=1, max_length=4000, examples=["The field was renamed to load_forecast."])
+    diff: Text | None = Field(None, max_length=64_000, description="The change, as a unified diff.")
+    outcome: Literal["worked", "failed"] = Field(examples=["worked"])
+    reported_by: Name | None = Field(None, description="Who says so.")
+
+
+class SimilarApisQuery(Request):
+    """How many similar APIs."""
+
+    limit: int = Field(10, ge=1, le=50)
+
+
+class Sha256Query(Request):
+    """The hash in a path."""
+
+    hash: Sha256

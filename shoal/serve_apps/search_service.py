@@ -1,0 +1,320 @@
+"""The one search service behind REST and MCP: typed requests in, JSON-shaped answers out (contracts 3).
+
+Asynchronous, without Ray and HTTP. It reads the tables through an index that a provider hands out, turns
+questions into vectors, and changes things only by commands through the log. Where the query embedder is late
+or down a search degrades to keywords and says so in `warnings`; what can't do without a vector fails with
+TransientError, as does everything while the tables are not there yet. Wrong parameters are InvalidParameter
+(or the store's QueryError), naming what to change. No answer ever holds a vector.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+import orjson
+
+from shoal.documents.api_text import describe_api
+from shoal.errors import ConfigurationError, TransientError
+from shoal.records import SCRAPER_COLLECTION, Vector
+from shoal.serve_apps.commands import Commands
+from shoal.serve_apps.models import (
+    FixPatternsQuery,
+    FixReport,
+    InvalidParameter,
+    QueryType,
+    ScrapeSearch,
+    Sha256Query,
+    SimilarApisQuery,
+)
+from shoal.serve_apps.query_vectors import QueryVectors
+from shoal.sources.commands import command_id
+from shoal.sources.redaction import redact_json
+from shoal.store.filters import And, Equals, Filter, Range
+from shoal.store.reading import Freshness
+from shoal.store.requests import Hit, SearchPage, SearchRequest
+
+SUMMARY_CHARS_MAX = 1000
+SPEC_BYTES_MAX = 256 * 1024
+"""An API's description that is embedded: only its first few thousand characters can matter."""
+JOB_WAIT_S = 2.0
+"""How long a caller of a command waits for its outcome before it gets 202: a commit takes some 0.3 s."""
+
+TRAITS = ("api_endpoint", "auth_method", "rate_limit", "data_freshness", "pagination_type")
+_CHUNK_FIELDS = ("metadata_id", "content_schema", *TRAITS, "heading", "chunk_index")
+_FIX_FIELDS = ("id", "error_type", "error_message", "summary", "diff", "outcome", "count", "reported_at")
+_CONTEXT_FIELDS = ("id", "dataset", "data_source", "data_type", "file_format", "source_url", "s3_path", "collected_at")
+
+
+class Index(Protocol):
+    """What the service asks of `shoal.store.search.SearchIndex`."""
+
+    @property
+    def model(self) -> str: ...
+    async def search(self, request: SearchRequest) -> SearchPage: ...
+    async def by_hash(self, sha256: str) -> list[dict[str, Any]]: ...
+    async def similar_apis(self, vector: Vector, limit: int) -> list[Hit]: ...
+    async def fixes(
+        self, scraper_name: str, error_type: str | None, vector: Vector | None, error_message: str | None, limit: int
+    ) -> list[dict[str, Any]]: ...
+    async def job(self, command_id: str) -> dict[str, Any] | None: ...
+    async def freshness(self) -> Freshness: ...
+    async def counts(self) -> Mapping[str, int]: ...
+
+
+class SearchService:
+    """One per replica. `index` returns the open index or raises TransientError while there is none;
+    `read_status` (blocking) returns what the supervisor last published, or None."""
+
+    def __init__(
+        self,
+        index: Callable[[], Awaitable[Index]],
+        vectors: QueryVectors,
+        commands: Commands,
+        read_status: Callable[[], Any | None],
+    ) -> None:
+        self._index = index
+        self._vectors = vectors
+        self._commands = commands
+        self._read_status = read_status
+
+    async def scrapes_search(self, parameters: ScrapeSearch | Mapping[str, Any]) -> dict[str, Any]:
+        """One page of documents: by filters alone, or with a query the documents of the best chunks."""
+        started = time.perf_counter()
+        asked = ScrapeSearch.read(parameters)
+        index = await self._index()
+        warnings: list[str] = []
+        mode: QueryType = "sql"
+        vector: Vector | None = None
+        if asked.query:
+            mode = asked.mode or "vector"
+            if mode != "keyword":
+                try:
+                    vector = await self._vectors.of(index.model, asked.query)
+                except (TransientError, ConfigurationError) as error:  # the embedder's fault, not the question's
+                    if asked.cursor:  # the page before was ranked by meaning; words would order it differently
+                        raise
+                    mode = "keyword"
+                    warnings.append(f"{error}: these results are by keyword; page on with mode=keyword")
+        page = await index.search(
+            SearchRequest(
+                collection=SCRAPER_COLLECTION,
+                mode=mode,
+                query=asked.query,
+                vector=vector,
+                filters=_filters(asked),
+                limit=asked.limit,
+                cursor=asked.cursor,
+                # Who asks for a hash asks whether we have, or had, these bytes.
+                include_superseded=asked.include_superseded or (mode == "sql" and asked.hash is not None),
+                explain=asked.explain,
+                wait_sequence=int(asked.wait_token) if asked.wait_token else None,
+            )
+        )
+        return {
+            "results": [_result(hit, explain=asked.explain) for hit in page.hits],
+            "count": len(page.hits),
+            "query_type": page.mode,
+            "next_cursor": page.next_cursor,
+            "took_ms": round(1000 * (time.perf_counter() - started), 1),
+            "indexed_through": page.freshness.committed_at,
+            "warnings": [*warnings, *page.warnings],
+            **({"explain": page.explain, "timings_ms": page.timings_ms} if asked.explain else {}),
+        }
+
+    async def by_hash(self, sha256: str) -> dict[str, Any]:
+        """Whether a file with these bytes is known, and its newest row."""
+        asked = Sha256Query.read({"hash": sha256})
+        rows = await (await self._index()).by_hash(asked.hash)
+        return {"exists": True, "data": rows[0], "count": len(rows)} if rows else {"exists": False}
+
+    async def similar_apis(self, spec: Mapping[str, Any], limit: int = 10) -> dict[str, Any]:
+        """The scraped APIs most like the described one. Raises TransientError without an embedder."""
+        asked = SimilarApisQuery.read({"limit": limit})
+        if not any(value not in (None, "", {}, []) for value in spec.values()):
+            raise InvalidParameter("body", "describe the API: endpoint, method, auth_required, response fields, ...")
+        try:
+            size_bytes = len(orjson.dumps(spec))
+        except orjson.JSONEncodeError:  # nested beyond what it writes (254), or not JSON (a tool's caller)
+            raise InvalidParameter("body", "is nested too deeply, or is not JSON") from None
+        if size_bytes > SPEC_BYTES_MAX:
+            raise InvalidParameter("body", f"larger than {SPEC_BYTES_MAX} bytes; send the essentials")
+        # On a thread: a hostile description may take a while, and the loop also answers health checks.
+        text = await asyncio.to_thread(describe_api, spec)
+        index = await self._index()
+        hits = await index.similar_apis(await self._vectors.of(index.model, text), asked.limit)
+        return {"similar_apis": [_similar(hit) for hit in hits]}
+
+    async def fix_patterns(self, parameters: FixPatternsQuery | Mapping[str, Any]) -> dict[str, Any]:
+        """Fixes tried for this scraper and error, and for similar errors; grouped by scraper, best first."""
+        asked = FixPatternsQuery.read(parameters)
+        index = await self._index()
+        warnings: list[str] = []
+        vector: Vector | None = None
+        if asked.error_message:
+            try:
+                vector = await self._vectors.of(index.model, _error_text(asked.error_type, asked.error_message))
+            except (TransientError, ConfigurationError) as error:
+                warnings.append(f"{error}: similar messages were compared by their words")
+        rows = await index.fixes(asked.scraper_name, asked.error_type, vector, asked.error_message, asked.limit)
+        scrapers: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            scrapers.setdefault(row["scraper_name"], []).append({name: row.get(name) for name in _FIX_FIELDS})
+        patterns = [
+            {"scraper": scraper, "fix_history": fixes, "context": await self._context(index, scraper)}
+            for scraper, fixes in scrapers.items()
+        ]
+        return {"fix_patterns": patterns, "warnings": warnings}
+
+    async def report_fix(
+        self, report: FixReport | Mapping[str, Any], *, idempotency_key: str | None, actor: str
+    ) -> dict[str, Any]:
+        """Durable in the log when this returns: `status` is the job's outcome where it came in time, else
+        `accepted`. The same key is the same command; from an agent, which sends none, the same report within a
+        day is (it may be a retry), while on another day it counts as one more time that it worked."""
+        asked = FixReport.read(report)
+        now = datetime.now(UTC)
+        body = redact_json(asked.model_dump(exclude_none=True))
+        if idempotency_key is None and actor == "mcp":
+            content = orjson.dumps([now.date(), body], option=orjson.OPT_SORT_KEYS)
+            idempotency_key = hashlib.sha256(content).hexdigest()
+        identity = command_id(idempotency_key, actor=actor, kind="fix", collection=SCRAPER_COLLECTION)
+        await self._commands.submit(identity, "fix", SCRAPER_COLLECTION, body, actor=actor, at=now)
+        return await self._outcome(identity)
+
+    async def job(self, identity: str) -> dict[str, Any] | None:
+        """The outcome of a command, or None while it is not known (not applied yet, or never sent)."""
+        row = await (await self._index()).job(identity)
+        if row is None:
+            return None
+        result = row.get("result")
+        return {
+            "job_id": identity,
+            "status": row["status"],
+            "kind": row.get("kind"),
+            "error": row.get("error"),
+            "result": orjson.loads(result) if result else None,
+            "applied_at": row.get("applied_at"),
+            "wait_token": str(row["commit_sequence"]) if row.get("commit_sequence") is not None else None,
+        }
+
+    async def ingest_status(self) -> dict[str, Any]:
+        """What the supervisor last published and how old that is, beside what the tables themselves say."""
+        status: Any | None = None
+        note: str | None = None
+        try:
+            status = await asyncio.to_thread(self._read_status)
+        except TransientError as error:
+            note = str(error)
+        if status is None:
+            note = note or "no ingest status yet: no supervisor has published one beside these tables"
+        return {
+            "ingest": status,
+            "age_s": _age_s(status, datetime.now(UTC)),
+            "tables": await self._tables(),
+            "query_embedder": {"last_error": self._vectors.last_error},
+            "warnings": [note] if note else [],
+        }
+
+    async def readiness(self) -> dict[str, Any]:
+        """`status`: ready, degraded (queries fall back to keywords) or starting (no tables yet)."""
+        try:
+            index = await self._index()
+        except TransientError as error:
+            return {"status": "starting", "tables": str(error), "embedder": None}
+        answers = await self._vectors.answers(index.model)
+        return {
+            "status": "ready" if answers else "degraded",
+            "tables": "open",
+            "embedder": "ok" if answers else self._vectors.last_error,
+        }
+
+    def close(self) -> None:
+        self._commands.close()
+
+    async def _tables(self) -> dict[str, Any] | None:
+        try:
+            index = await self._index()
+            counts, freshness = await asyncio.gather(index.counts(), index.freshness())
+        except TransientError:
+            return None
+        return {**counts, "commit_sequence": freshness.commit_sequence, "committed_at": freshness.committed_at}
+
+    async def _context(self, index: Index, scraper: str) -> dict[str, Any] | None:
+        page = await index.search(SearchRequest(mode="sql", filters=Equals("scraper_name", scraper), limit=1))
+        return {name: page.hits[0].metadata.get(name) for name in _CONTEXT_FIELDS} if page.hits else None
+
+    async def _outcome(self, identity: str) -> dict[str, Any]:
+        """Polls, since tables are the only thing that query and ingest side share. A failed read is not a failed
+        command: it is in the log."""
+        deadline = time.monotonic() + JOB_WAIT_S
+        while True:
+            try:
+                if (job := await self.job(identity)) is not None:
+                    return job
+            except TransientError:
+                pass
+            if time.monotonic() >= deadline:
+                return {"job_id": identity, "status": "accepted"}
+            await asyncio.sleep(0.1)
+
+
+def _filters(asked: ScrapeSearch) -> Filter | None:
+    equal = {
+        "data_source": asked.data_source and asked.data_source.upper(),
+        "data_type": asked.data_type,
+        "dataset": asked.dataset,
+        "environment": asked.environment,
+        "scraper_name": asked.scraper_name,
+        "file_format": asked.file_format and asked.file_format.upper(),
+        "sha256_hash": asked.hash,
+    }
+    parts: list[Filter] = [Equals(column, value) for column, value in equal.items() if value is not None]
+    until = asked.collected_until
+    if asked.collected_from or until:
+        high, exclusive = until or (None, False)
+        parts.append(Range("collected_at", low=asked.collected_from, high=high, high_inclusive=not exclusive))
+    return And(tuple(parts)) if parts else None
+
+
+def _result(hit: Hit, *, explain: bool) -> dict[str, Any]:
+    """All metadata; with a query the best chunk beside it. The document's own `id` wins over the chunk's."""
+    result = dict(hit.metadata)
+    if hit.chunk is not None:
+        result |= {name: hit.chunk.get(name) for name in _CHUNK_FIELDS}
+        result["content_summary"] = _cut(hit.chunk.get("content_summary"))
+        result |= {"score": hit.score, "_distance": hit.distance}
+    if explain:
+        result["explain"] = hit.explain
+    return result
+
+
+def _similar(hit: Hit) -> dict[str, Any]:
+    chunk = hit.chunk or {}
+    return {
+        "data_source": hit.metadata.get("data_source"),
+        **{name: chunk.get(name) for name in TRAITS},
+        "similarity_score": hit.score if hit.score is not None else 0.0,
+        "content_summary": _cut(chunk.get("content_summary")),
+        **{name: hit.metadata.get(name) for name in ("id", "dataset", "data_type", "title", "source_url", "s3_path")},
+    }
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= SUMMARY_CHARS_MAX else text[: SUMMARY_CHARS_MAX - 1] + "…"
+
+
+def _error_text(error_type: str | None, message: str) -> str:
+    """The same words as those by which a reported fix is embedded."""
+    return f"{error_type} {message}" if error_type else message
+
+
+def _age_s(status: Any, now: datetime) -> float | None:
+    try:
+        return round((now - datetime.fromisoformat(status["at"])).total_seconds(), 1)
+    except (TypeError, KeyError, ValueError):
+        return None

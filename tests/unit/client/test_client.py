@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import httpx
+import pytest
+
+from shoal.client import Shoal
+from shoal.client.client import RefusedError
+from shoal.errors import TransientError
+
+
+def shoal(answer: Any, seen: list[httpx.Request] | None = None, **more: Any) -> Shoal:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if seen is not None:
+            seen.append(request)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer(request) if callable(answer) else answer
+
+    return Shoal("http://shoal:8000/", transport=httpx.MockTransport(handle), **more)
+
+
+def test_a_search_sends_only_what_was_given_and_the_key() -> None:
+    seen: list[httpx.Request] = []
+    with shoal(httpx.Response(200, json={"results": []}), seen, key="sk-1") as client:
+        assert client.search("load & more", data_source="nyiso", limit=5) == {"results": []}
+    assert dict(seen[0].url.params) == {"query": "load & more", "data_source": "nyiso", "limit": "5"}
+    assert seen[0].url.path == "/api/v1/scrapes/search"
+    assert seen[0].headers["authorization"] == "Bearer sk-1"
+
+
+def test_search_all_follows_the_cursor_to_its_end() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        page = int(request.url.params.get("cursor", "0"))
+        return httpx.Response(200, json={"results": [page], "next_cursor": str(page + 1) if page < 2 else None})
+
+    assert list(shoal(answer).search_all("load")) == [0, 1, 2]
+
+
+def test_a_hostile_hash_or_job_stays_one_path_segment() -> None:
+    seen: list[httpx.Request] = []
+    client = shoal(httpx.Response(200, json={"exists": False}), seen)
+    client.by_hash("../../ingest?x=1")
+    client.job("a/b")
+    assert [request.url.raw_path for request in seen] == [
+        b"/api/v1/scrapes/..%2F..%2Fingest%3Fx%3D1",
+        b"/api/v1/jobs/a%2Fb",
+    ]
+
+
+def test_a_report_carries_its_idempotency_key() -> None:
+    seen: list[httpx.Request] = []
+    client = shoal(httpx.Response(202, json={"job_id": "j", "status": "accepted"}), seen)
+    assert client.report_fix("s", "KeyError", "renamed", "worked", idempotency_key="k")["job_id"] == "j"
+    assert seen[0].headers["idempotency-key"] == "k"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(503, json={"detail": "no tables yet"}, headers={"Retry-After": "2"}),
+        httpx.Response(429, text="busy", headers={"Retry-After": "2"}),
+        httpx.Response(500, text="Internal Server Error", headers={"Retry-After": "2"}),
+    ],
+)
+def test_what_may_succeed_later_is_transient_with_the_servers_wait(answer: httpx.Response) -> None:
+    with pytest.raises(TransientError) as caught:
+        shoal(answer).health()
+    assert caught.value.retry_after_s == 2.0
+
+
+@pytest.mark.parametrize(
+    "fault", [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), httpx.RemoteProtocolError("cut")]
+)
+def test_no_connection_is_transient(fault: Exception) -> None:
+    with pytest.raises(TransientError, match="http://shoal:8000"):
+        shoal(fault).ingest()
+
+
+def test_a_refusal_says_what_the_problem_said_and_survives_pickling() -> None:
+    problem = {"type": "urn:shoal:problem:invalid-parameter", "detail": "limit: too large", "parameter": "limit"}
+    with pytest.raises(RefusedError) as caught:
+        shoal(httpx.Response(422, json=problem)).search(limit=1001)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert (str(error), error.status, error.problem["parameter"]) == ("limit: too large", 422, "limit")
+
+
+def test_an_answer_that_is_not_ours_is_refused_by_name() -> None:
+    with pytest.raises(RefusedError, match="answered 200"):
+        shoal(httpx.Response(200, text="<html>")).health()
+
+
+def test_similar_apis_and_fix_patterns_are_unwrapped() -> None:
+    client = shoal(httpx.Response(200, json={"similar_apis": [{"a": 1}], "fix_patterns": [{"b": 2}]}))
+    assert client.similar_apis({"endpoint": "/x"}) == [{"a": 1}]
+    assert client.fix_patterns("s", "KeyError") == [{"b": 2}]

@@ -1,0 +1,181 @@
+"""Fakes of what stands behind REST: an index that answers what it is told to, an embedder, a log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import numpy as np
+import orjson
+import pytest
+from fastapi import FastAPI
+
+from shoal.errors import TransientError
+from shoal.records import Vector
+from shoal.serve_apps.commands import Commands
+from shoal.serve_apps.query_vectors import QueryVectors
+from shoal.serve_apps.rest import create_rest
+from shoal.serve_apps.search_service import SearchService
+from shoal.store.reading import Freshness
+from shoal.store.requests import Hit, SearchPage, SearchRequest
+
+HASH = "a" * 64
+COMMITTED = datetime(2025, 1, 20, 14, 30, 4, tzinfo=UTC)
+
+
+def a_hit(**metadata: Any) -> Hit:
+    document = {
+        "id": "prod:nyiso_load:load.json",
+        "data_source": "NYISO",
+        "dataset": "nyiso_load",
+        "sha256_hash": HASH,
+        "collected_at": datetime(2025, 1, 20, 14, 30, tzinfo=UTC),
+        "warnings": ["a"],
+    }
+    return Hit(metadata={**document, **metadata})
+
+
+def a_ranked_hit(text: str = "hourly load, MW") -> Hit:
+    chunk = {
+        "id": "prod:nyiso_load:load.json#0",
+        "metadata_id": "prod:nyiso_load:load.json",
+        "chunk_index": 0,
+        "content_summary": text,
+        "content_schema": "{}",
+        "api_endpoint": "https://example.org/load",
+        "auth_method": "api_key",
+    }
+    return Hit(metadata=a_hit().metadata, chunk=chunk, score=0.8, distance=0.4)
+
+
+@dataclass
+class FakeIndex:
+    model: str = "hash:4"
+    hits: tuple[Hit, ...] = (a_hit(),)
+    cursor: str | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    fixed: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[SearchRequest] = field(default_factory=list)
+    asked_fixes: list[tuple[Any, ...]] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def search(self, request: SearchRequest) -> SearchPage:
+        if self.error:
+            raise self.error
+        self.requests.append(request)
+        return SearchPage(request.mode, self.hits[: request.limit], self.cursor, Freshness(7, COMMITTED))
+
+    async def by_hash(self, sha256: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["sha256_hash"] == sha256]
+
+    async def similar_apis(self, vector: Vector, limit: int) -> list[Hit]:
+        return list(self.hits[:limit])
+
+    async def fixes(self, *asked: Any) -> list[dict[str, Any]]:
+        self.asked_fixes.append(asked)
+        return self.fixed
+
+    async def job(self, command_id: str) -> dict[str, Any] | None:
+        return self.jobs.get(command_id)
+
+    async def freshness(self) -> Freshness:
+        return Freshness(7, COMMITTED)
+
+    async def counts(self) -> dict[str, int]:
+        return {"documents": 1, "chunks": 2}
+
+
+@dataclass
+class FakeEmbedder:
+    texts: list[str] = field(default_factory=list)
+    error: Exception | None = None
+    hangs: bool = False
+
+    async def __call__(self, model: str, text: str) -> Vector:
+        self.texts.append(text)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.error:
+            raise self.error
+        return np.ones(4, dtype=np.float32) / 2
+
+
+@dataclass
+class FakeLog:
+    """A log producer; `on_send` is what the writer does with a command once it is durable."""
+
+    sent: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[bytes | None] = field(default_factory=list)
+    error: Exception | None = None
+    opened: int = 0
+    on_send: Any = None
+
+    def open(self) -> FakeLog:
+        self.opened += 1
+        return self
+
+    def send(
+        self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]] = ()
+    ) -> None:
+        assert topic == "commands"
+        self.keys.append(key)
+        self.sent.append(orjson.loads(value or b"null"))
+
+    def flush(self, timeout_s: float) -> None:
+        if self.error:
+            raise self.error
+        if self.on_send:
+            self.on_send(self.sent[-1])
+
+
+@dataclass
+class Stand:
+    """Everything a test may turn."""
+
+    index: FakeIndex = field(default_factory=FakeIndex)
+    embedder: FakeEmbedder = field(default_factory=FakeEmbedder)
+    log: FakeLog = field(default_factory=FakeLog)
+    status: Any = None
+    tables_error: Exception | None = None
+
+    def service(self) -> SearchService:
+        async def open_index() -> FakeIndex:
+            if self.tables_error:
+                raise self.tables_error
+            return self.index
+
+        def read_status() -> Any:
+            if isinstance(self.status, Exception):
+                raise self.status
+            return self.status
+
+        vectors = QueryVectors(self.embedder, deadline_s=0.05)
+        return SearchService(open_index, vectors, Commands(self.log.open, "commands"), read_status)
+
+    def app(self) -> FastAPI:
+        return create_rest(self.service())
+
+    def no_tables(self) -> None:
+        self.tables_error = TransientError("no tables yet", 1.0)
+
+
+@pytest.fixture
+def stand() -> Stand:
+    return Stand()
+
+
+@pytest.fixture
+async def http(stand: Stand) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(stand.app(), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://shoal") as client:
+        yield client
+
+
+@pytest.fixture
+def ranked() -> Any:
+    return a_ranked_hit
