@@ -1,0 +1,64 @@
+# Everything a fresh machine needs beside this file: make, and Python 3.11, 3.12 or 3.13.
+# `make help` lists the targets. uv is taken from PATH, or brought into .uv/ at the version below.
+
+UV_VERSION := 0.13.8
+ARGS ?=
+SHELL := /bin/bash
+
+# Ray workers must use .venv as it is, not set up one of their own.
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+export UV_NO_PROGRESS := 1
+
+# A shim that answers to no version is no uv.
+UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
+PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell \
+  $(p) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 && command -v $(p))))
+SYNCED := .venv/.synced
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint unit fmt
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(SYNCED) ## Watch sample scrapes become searchable (ARGS=--exit: end after the tour)
+	@.venv/bin/shoal demo $(ARGS)
+
+test: lint ## All checks and all tests: unit, contract, integration (ARGS=... goes to pytest)
+	@.venv/bin/pytest $(ARGS)
+
+check: lint unit ## Format, lint, types, import rules and unit tests: the quick round
+
+lint: $(SYNCED)
+	@.venv/bin/ruff format --check --quiet --output-format concise . || { echo 'Not formatted: run `make fmt`.' >&2; exit 1; }
+	@.venv/bin/ruff check --quiet --output-format concise .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports --no-logo
+
+unit: $(SYNCED)
+	@.venv/bin/pytest tests/unit $(ARGS)
+
+fmt: $(SYNCED) ## Format the code and mend what the linter can
+	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
+
+$(SYNCED): pyproject.toml uv.lock $(filter .uv/%,$(UV))
+	@echo 'Setting up .venv (the first time: about 1 GB of packages) ...'
+	@$(UV) sync --frozen --quiet $(if $(PYTHON),--python $(PYTHON)) || { \
+	  echo 'The environment could not be set up: see the lines above, then run make again.' >&2; exit 1; }
+	@touch $@
+
+# ensurepip is not there on a Debian without python3-venv; pip alone will do.
+.uv/bin/uv:
+	@test -n '$(PYTHON)' || { \
+	  echo 'Python 3.11, 3.12 or 3.13 is needed and was not found on PATH: install one, or uv.' >&2; exit 1; }
+	@echo 'Bringing uv $(UV_VERSION) into .uv/ ...'
+	@rm -rf .uv && mkdir -p .uv/bin
+	@if $(PYTHON) -m venv .uv/venv >/dev/null 2>&1; then \
+	  .uv/venv/bin/pip install --quiet --disable-pip-version-check 'uv==$(UV_VERSION)' && ln -s ../venv/bin/uv $@; \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv/packages 'uv==$(UV_VERSION)' && \
+	  ln -s ../packages/bin/uv $@; \
+	else \
+	  echo '$(PYTHON) has neither venv nor pip: install python3-venv (or uv), then run make again.' >&2; exit 1; \
+	fi || { echo 'uv could not be installed: see the lines above, then run make again.' >&2; exit 1; }
+	@$@ --version >/dev/null

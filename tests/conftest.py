@@ -1,0 +1,95 @@
+"""What every test stands on: a clean environment, and the real servers for those that ask for them.
+
+Settings come from the test alone: variables and settings files of the person or machine that runs the tests
+are not seen. A real part that can't be had skips its tests with the reason, and fails them in CI.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from shoal.settings import Settings
+from tests.fixtures.kafka_server import KafkaServer, kafka_jars
+from tests.fixtures.parts import PartUnavailable
+from tests.fixtures.s3_server import S3Server, s3_program
+
+T = TypeVar("T")
+
+LEAKY_PREFIXES = ("AWS_", "KAFKA_", "OPENAI_", "SHOAL_")
+LEAKY_NAMES = ("LANCEDB_PATH", "GO_BACKEND_URL", "RAY_ADDRESS")
+KEPT_PREFIX = "SHOAL_TEST_"  # for the tests themselves: SHOAL_TEST_DATA
+
+PARTS: dict[str, Callable[[], object]] = {"kafka_server": kafka_jars, "s3_server": s3_program}
+INTEGRATION_DIR = Path(__file__).parent / "integration"
+
+
+def pytest_configure() -> None:
+    for name in list(os.environ):
+        if (name.startswith(LEAKY_PREFIXES) or name in LEAKY_NAMES) and not name.startswith(KEPT_PREFIX):
+            del os.environ[name]
+    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # else boto3 without keys asks the network for some
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if INTEGRATION_DIR in item.path.parents or not PARTS.keys().isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.integration)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds the parts that the chosen tests need before the first test's clock runs."""
+    if session.config.option.collectonly:
+        return
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    for name in sorted(wanted & PARTS.keys()):
+        try:
+            PARTS[name]()
+        except PartUnavailable:
+            pass  # the fixture says so, at the test that asked for it
+
+
+@pytest.fixture(autouse=True)
+def no_settings_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `.env` and `shoal.toml` of whoever runs the tests are not read. `settings_files` brings them back."""
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
+    monkeypatch.setitem(Settings.model_config, "toml_file", None)
+
+
+@pytest.fixture
+def settings_files(no_settings_files: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory in which `.env` and `shoal.toml` are read."""
+    monkeypatch.setitem(Settings.model_config, "env_file", ".env")
+    monkeypatch.setitem(Settings.model_config, "toml_file", "shoal.toml")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A real Kafka for the whole run: use topics and groups of your own, and leave it running."""
+    server = _or_reason(lambda: KafkaServer(tmp_path_factory.mktemp("kafka") / "server"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server for the whole run: use buckets of your own."""
+    server = _or_reason(lambda: S3Server(tmp_path_factory.mktemp("s3") / "server"))
+    yield server
+    server.close()
+
+
+def _or_reason(start: Callable[[], T]) -> T:
+    try:
+        return start()
+    except PartUnavailable as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"in CI every part must be there: {error}")
+        pytest.skip(str(error))
