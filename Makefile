@@ -16,7 +16,7 @@ PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shel
 SYNCED := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit fmt
+.PHONY: help demo test check lint unit fmt bench
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ lint: $(SYNCED)
 
 unit: $(SYNCED)
 	@.venv/bin/pytest tests/unit $(ARGS)
+
+bench: $(SYNCED) ## Measure the whole pipeline against its budgets (ARGS=--help says how)
+	@.venv/bin/python -m bench.ingest $(ARGS)
 
 fmt: $(SYNCED) ## Format the code and mend what the linter can
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .

@@ -21,6 +21,7 @@ import orjson
 from shoal.documents.api_text import describe_api
 from shoal.errors import ConfigurationError, TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
+from shoal.redaction import redact_json
 from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.models import (
     FixPatternsQuery,
@@ -33,7 +34,6 @@ from shoal.serve_apps.models import (
 )
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.sources.commands import command_id
-from shoal.sources.redaction import redact_json
 from shoal.store.filters import And, Equals, Filter, Range
 from shoal.store.reading import Freshness
 from shoal.store.requests import Hit, SearchPage, SearchRequest

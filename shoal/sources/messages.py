@@ -19,10 +19,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from shoal.errors import BadDocument, DeadReason
 from shoal.records import SCRAPER_COLLECTION, Announcement, Deletion, Position, Work
+from shoal.redaction import redact_json, redact_url
 from shoal.settings import Settings
 from shoal.sources import commands, s3_events
 from shoal.sources.ids import S3_DATASET, document_id, parse_location
-from shoal.sources.redaction import redact_json, redact_url
 from shoal.sources.versions import comparable, parse_time
 
 OUTCOME_HEADER = "shoal.outcome.id"

@@ -26,7 +26,7 @@ FRAGMENT_BYTES = 64 * 1024 * 1024
 that stalls the writer for seconds; much below, a big table has thousands of files to open."""
 COMPACTION_BYTES_MAX = 4 * FRAGMENT_BYTES
 """What one step rewrites at most (seconds of work); the next step goes on from there."""
-FOLD_ROWS = 5_000
+FOLD_ROWS = 1_500
 """Chunks written that make folding them into the indexes due: keyword search costs 23 us for each that is not."""
 TRAINING_SAMPLE_RATE = 64
 """Vectors sampled per centroid: Lance's own 256 takes twice the time, and the writer waits for it."""

@@ -23,7 +23,7 @@ DIRECTORY = "_shoal"
 
 def write_state(settings: Settings, name: str, value: Any) -> None:
     """Replace `name` by `value` as JSON. Raises TransientError where the store is unwell."""
-    data = orjson.dumps(value)
+    data = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)  # counters are keyed by our enumerations
     bucket, key = _s3_place(settings, name)
     if bucket is not None:
         try:
