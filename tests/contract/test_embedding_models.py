@@ -5,13 +5,9 @@ The server is a fake on loopback that answers as OpenAI documents it, unless a t
 
 from __future__ import annotations
 
-import base64
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,91 +15,13 @@ import numpy as np
 import pytest
 
 from shoal.embeddings import openai_model
-from shoal.embeddings.hash_model import HashModel
 from shoal.embeddings.models import EmbeddingModel, create_model, model_width
 from shoal.embeddings.openai_model import OpenAIModel
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, ShoalError, TransientError
 from shoal.settings import Settings
+from tests.fixtures.openai_server import FakeOpenAI, Reply
 
 KEY = "sk-secret-of-the-test"
-
-
-@dataclass
-class Reply:
-    status: int = 200
-    body: Any = None  # None: the embeddings asked for
-    headers: dict[str, str] = field(default_factory=dict)
-    delay_s: float = 0.0
-
-
-class FakeOpenAI:
-    """Answers from `script` first, one reply per request, then truthfully. A callable reply sees the request."""
-
-    def __init__(self, width: int = 1536) -> None:
-        self.width = width
-        self.script: list[Reply | Callable[[dict[str, Any]], Reply]] = []
-        self.requests: list[dict[str, Any]] = []
-        self.ending = threading.Event()
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                fake.requests.append({"path": self.path, "authorization": self.headers["Authorization"], **request})
-                reply = fake.script.pop(0) if fake.script else Reply()
-                if callable(reply):
-                    reply = reply(request)
-                fake.ending.wait(reply.delay_s)
-                body = reply.body if reply.body is not None else fake.embeddings(request)
-                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-                try:
-                    self.send_response(reply.status)
-                    for name, value in {"Content-Type": "application/json", **reply.headers}.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", str(len(raw)))
-                    self.end_headers()
-                    self.wfile.write(raw)
-                except ConnectionError:  # the client gave up waiting, as a test wants it to
-                    self.close_connection = True
-
-            def log_message(self, *arguments: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
-        self.thread.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-
-    def embeddings(self, request: dict[str, Any], as_lists: bool = False, **changes: Any) -> dict[str, Any]:
-        """What OpenAI would answer, with vectors of the hash model, not normalised."""
-        texts = [request["input"]] if isinstance(request["input"], str) else request["input"]
-        vectors = 3 * HashModel(self.width).embed([text[:800] for text in texts])
-        data = [
-            {
-                "object": "embedding",
-                "index": i,
-                "embedding": v.tolist() if as_lists else base64.b64encode(v.astype("<f4").tobytes()).decode(),
-            }
-            for i, v in enumerate(vectors)
-        ]
-        return {
-            "object": "list",
-            "data": data,
-            "model": request["model"],
-            "usage": {"prompt_tokens": 1, "total_tokens": 1},
-        } | changes
-
-    def close(self) -> None:
-        self.ending.set()
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture

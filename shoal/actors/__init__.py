@@ -1,0 +1,1 @@
+"""The data plane: thin Ray shells, each beside its pure core."""

@@ -1,0 +1,76 @@
+"""The embedder: the one actor that decides every call of the ingest side to the embedding provider.
+
+Batches texts of many documents into one request through `EmbeddingService` (cache, limits, retries). It only
+decides and batches; vectors leave as float32 rows beside their document. A text that the provider refuses
+makes its document bad, never its batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from dataclasses import replace
+
+import orjson
+import ray
+
+from shoal.actors.logs import configure_logging
+from shoal.embeddings.cache import EmbeddingCache
+from shoal.embeddings.models import create_model
+from shoal.embeddings.service import EmbeddingService
+from shoal.errors import BadDocument
+from shoal.metrics import EmbedderStatistics
+from shoal.records import Command, Embedded, EmbeddedCommand, Failure, Fetched
+from shoal.settings import Settings
+
+FIX_TEXT_FIELDS = ("error_type", "error_message", "summary")
+
+
+class Embedder:
+    """Plain class; `EmbedderActor` is its Ray shell."""
+
+    def __init__(self, settings: Settings, model: str) -> None:
+        configure_logging(settings)
+        self._started = time.monotonic()
+        cache = EmbeddingCache(settings.home / "cache" / "embeddings.sqlite", settings.embedding_cache_bytes_max)
+        self._service = EmbeddingService(create_model(settings, model), cache)
+        self._model = model
+
+    @ray.method(num_returns=2)
+    async def embed(self, fetched: Fetched) -> tuple[Failure | None, Embedded]:
+        """Why the document's texts were refused (or None), and what to write either way."""
+        extraction = fetched.extraction
+        assert extraction is not None, "a failed document has nothing to embed"
+        try:
+            vectors, api_vectors = await asyncio.gather(
+                self._service.embed([chunk.text for chunk in extraction.chunks]),
+                # As a query is: both sides of similar-apis are the same kind of text, and may be cut.
+                self._service.embed([extraction.api_text] if extraction.api_text else [], kind="query"),
+            )
+        except BadDocument as error:
+            failure = Failure(error.reason, error.message, "embed")
+            return failure, Embedded(replace(fetched, extraction=None, failure=failure))
+        return None, Embedded(fetched, self._model, vectors, api_vectors[0] if len(api_vectors) else None)
+
+    async def embed_command(self, command: Command) -> EmbeddedCommand:
+        """A fix is found again by what went wrong; other commands carry no vector."""
+        if command.kind != "fix":
+            return EmbeddedCommand(command)
+        body = orjson.loads(command.body)
+        text = " ".join(str(body[name]) for name in FIX_TEXT_FIELDS if body.get(name))
+        if not text.strip():
+            return EmbeddedCommand(command)
+        vectors = await self._service.embed([text], kind="query")  # a query's text may be cut, a chunk's may not
+        return EmbeddedCommand(command, self._model, vectors[0])
+
+    @ray.method(concurrency_group="health")
+    async def statistics(self) -> EmbedderStatistics:
+        return replace(self._service.statistics(), pid=os.getpid(), uptime_s=time.monotonic() - self._started)
+
+    async def __ray_shutdown__(self) -> None:
+        await self._service.close()
+
+
+# "health" has an event loop of its own: statistics answer while work blocks.
+EmbedderActor = ray.remote(concurrency_groups={"health": 2})(Embedder)  # type: ignore[call-overload]

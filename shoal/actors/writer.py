@@ -1,0 +1,224 @@
+"""The table writer: the one actor that commits, many documents at a time.
+
+Calls gather in a group commit; one thread owns the tables, so commits and maintenance never overlap. A call
+returns only after its rows are durable. A writer that meets a higher epoch ends as FENCED: it answers every
+call with `FencedError` and commits nothing more (G3). It rebuilds from the tables alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import ray
+
+from shoal.actors.group_commit import GroupCommit
+from shoal.actors.logs import configure_logging
+from shoal.errors import DeadReason, FencedError, ShoalError, TransientError
+from shoal.metrics import WriterStatistics
+from shoal.records import Ack, Embedded, Failure, Outcome, Progress, Writable
+from shoal.settings import Settings
+from shoal.store.writing import TableWriter, storage_options
+
+log = logging.getLogger("shoal.writer")
+
+
+@dataclass(slots=True)
+class _Call:
+    writable: Writable
+    ack: asyncio.Future[Ack]
+
+
+def _weight(writable: Writable) -> tuple[int, int]:
+    """Rows and bytes that a writable adds to a commit."""
+    if not isinstance(writable, Embedded) or writable.vectors is None:
+        return 1, 2_000
+    extraction = writable.fetched.extraction
+    text_bytes = sum(len(chunk.text) for chunk in extraction.chunks) if extraction else 0
+    return 1 + len(writable.vectors), int(writable.vectors.nbytes) + text_bytes + 4_000
+
+
+class Writer:
+    """Plain class; `WriterActor` is its Ray shell. `start()` must be awaited once, it may be again."""
+
+    def __init__(self, settings: Settings, model: str, width: int) -> None:
+        self._settings, self._model, self._width = settings, model, width
+        configure_logging(settings)
+        self._started = time.monotonic()
+        self._tables: TableWriter | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tables")  # the only user of the tables
+        self._group: GroupCommit[_Call] = GroupCommit(
+            settings.commit_rows_max, settings.commit_bytes_max, settings.commit_linger_ms / 1000
+        )
+        self._progress: dict[tuple[str, str, int], Progress] = {}
+        self._arrived = asyncio.Event()
+        self._opening: asyncio.Task[None] | None = None
+        self._loop_task: asyncio.Task[None] | None = None
+        self._ended: str | None = None
+        self._last_error: str | None = None
+        self._maintenance = "none yet"
+
+    async def start(self) -> None:
+        """Open the tables and take the next epoch. Raises ConfigurationError where they can't be used."""
+        if self._loop_task is not None or self._ended:
+            return
+        # Many calls meet a restarted actor at once: one opening, so one epoch or one refusal, for all of them.
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._begin())
+        await asyncio.shield(self._opening)
+
+    async def _begin(self) -> None:
+        try:
+            await self._open()
+            self._loop_task = asyncio.get_running_loop().create_task(self._run())
+        finally:
+            self._opening = None
+
+    async def write(self, writable: Writable, progress: Sequence[Progress] = ()) -> Ack:
+        """Durable when it returns. Raises TransientError, or FencedError for ever after a higher epoch."""
+        await self.start()  # a restarted actor is called before the supervisor sees it
+        if self._ended:
+            raise FencedError(f"this writer has ended: {self._ended}")
+        for mark in progress:
+            key = (mark.cluster, mark.topic, mark.partition)
+            if key not in self._progress or self._progress[key].next_offset < mark.next_offset:
+                self._progress[key] = mark
+        rows, size_bytes = _weight(writable)
+        call = _Call(writable, asyncio.get_running_loop().create_future())
+        self._group.add(call, rows, size_bytes, time.monotonic())
+        self._arrived.set()
+        return await call.ack
+
+    async def resolve(self, s3_path: str) -> str | None:
+        """The id of the current document stored at `s3_path`."""
+        tables = await self._opened()
+        loop = asyncio.get_running_loop()
+        found: dict[str, str] = await loop.run_in_executor(self._thread, tables.resolve_paths, [s3_path])
+        return found.get(s3_path)
+
+    @ray.method(concurrency_group="health")
+    async def statistics(self) -> WriterStatistics:
+        tables = self._tables.statistics() if self._tables else None
+        return WriterStatistics(
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started,
+            epoch=tables.epoch if tables else 0,
+            commit_sequence=tables.commit_sequence if tables else 0,
+            commits=tables.commits if tables else 0,
+            last_commit_at=tables.last_commit_at.isoformat() if tables and tables.last_commit_at else None,
+            queued=len(self._group),
+            documents=tables.documents if tables else 0,
+            chunks=tables.chunks if tables else 0,
+            unindexed_rows=tables.unindexed_rows if tables else 0,
+            maintenance=self._maintenance,
+            ended=self._ended,
+            last_error=self._last_error,
+        )
+
+    async def _open(self) -> None:
+        settings = self._settings
+
+        def open_tables() -> TableWriter:
+            return TableWriter.open(
+                settings.tables_uri,
+                storage_options(settings),
+                self._model,
+                self._width,
+                settings=settings,
+                now=datetime.now(UTC),
+            )
+
+        self._tables = await asyncio.get_running_loop().run_in_executor(self._thread, open_tables)
+
+    async def _opened(self) -> TableWriter:
+        await self.start()
+        assert self._tables is not None
+        return self._tables
+
+    async def _run(self) -> None:
+        batch: list[_Call] = []
+        try:
+            while not self._ended:
+                due_s = self._group.due_in(time.monotonic())
+                if due_s is None:
+                    await self._maintain()
+                    self._arrived.clear()
+                    if not len(self._group):
+                        await self._arrived.wait()
+                elif due_s > 0:
+                    await asyncio.sleep(due_s if due_s < 0.02 else 0.02)
+                else:
+                    batch = self._group.take(time.monotonic())
+                    await self._commit(batch)
+                    await self._maintain()
+        except BaseException as error:  # a bug of ours, or a panic in native code, which is no Exception
+            log.exception("the writer's loop failed; the next call opens the tables anew")
+            self._loop_task = self._tables = None
+            self._fail([*batch, *self._left()], TransientError(f"the writer failed: {type(error).__name__}: {error}"))
+
+    async def _commit(self, calls: list[_Call]) -> None:
+        assert self._tables is not None
+        tables, progress = self._tables, tuple(self._progress.values())
+        loop = asyncio.get_running_loop()
+        batch = [call.writable for call in calls]
+        try:
+            acks = await loop.run_in_executor(self._thread, lambda: tables.apply(batch, progress, datetime.now(UTC)))
+        except ShoalError as error:  # the tables' state, whoever is in the batch
+            self._fail(calls, error)
+            return
+        except Exception as error:  # a row that Arrow or Lance won't take, or a bug that it meets: find the culprit
+            self._last_error = f"{type(error).__name__}: {error}"[:500]
+            if len(calls) > 1:
+                await self._commit(calls[: len(calls) // 2])
+                await self._commit(calls[len(calls) // 2 :])
+            elif not isinstance(error, (ValueError, TypeError)):
+                self._fail(calls, error)
+            elif not calls[0].ack.done():
+                failure = Failure(DeadReason.WRITE_REJECTED, self._last_error, "write")
+                calls[0].ack.set_result(Ack(Outcome.DEAD_LETTERED, failure))
+            return
+        self._last_error = None
+        for call, ack in zip(calls, acks, strict=True):
+            if not call.ack.done():
+                call.ack.set_result(ack)
+
+    def _fail(self, calls: Sequence[_Call], error: Exception) -> None:
+        self._last_error = f"{type(error).__name__}: {error}"[:500]
+        if isinstance(error, FencedError):
+            self._ended = f"FENCED: {error}"
+            calls = [*calls, *self._left()]
+        for call in calls:
+            if not call.ack.done():
+                call.ack.set_exception(error)
+
+    def _left(self) -> list[_Call]:
+        """Everyone who still waits for a commit."""
+        calls: list[_Call] = []
+        while len(self._group):
+            calls += self._group.take(time.monotonic())
+        return calls
+
+    async def _maintain(self) -> None:
+        """One bounded step of maintenance between commits, while no commit is staged."""
+        if self._tables is None or self._ended:
+            return
+        tables = self._tables
+        loop = asyncio.get_running_loop()
+        try:
+            did = await loop.run_in_executor(self._thread, lambda: tables.maintain(datetime.now(UTC)))
+        except FencedError as error:
+            self._fail((), error)
+        except Exception as error:  # upkeep must never stop the writing
+            self._last_error = f"maintenance: {error}"[:500]
+        else:
+            self._maintenance = did or self._maintenance
+
+
+# "health" has an event loop of its own: statistics answer while work blocks.
+WriterActor = ray.remote(concurrency_groups={"health": 2})(Writer)  # type: ignore[call-overload]

@@ -1,0 +1,220 @@
+"""The command line: `shoal up|demo|publish|search|status|explain|doctor|config`.
+
+Each command's work lives in a module of its own, imported when the command runs: `shoal --help` imports
+neither Ray nor LanceDB. Data goes to stdout, diagnostics to stderr; exit codes are those of `output.Exit`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shoal import __version__
+from shoal.errors import ConfigurationError, ShoalError, TransientError
+
+if TYPE_CHECKING:
+    from shoal.client import Shoal
+    from shoal.cluster.output import Format
+    from shoal.settings import Settings
+
+EPILOG = (
+    "Exit codes: 0 ok; 1 the answer is no (a check failed, a tally does not add up); 2 wrong arguments or settings; "
+    "3 the service, broker or store can't be reached; 4 not finished within --timeout; 130 interrupted. "
+    "Settings: `shoal config show`, docs/settings.md."
+)
+
+app = typer.Typer(
+    name="shoal",
+    help="Announced on Kafka, searchable in seconds. `shoal demo` shows it; `shoal up` runs it.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+config_app = typer.Typer(help="The settings in force.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+Output = Annotated[str, typer.Option("-o", "--output", help="table or json.", metavar="table|json")]
+Url = Annotated[str, typer.Option("--url", envvar="SHOAL_URL", help="Where Shoal runs; empty: here.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Local state (SHOAL_DATA_DIR).")]
+Port = Annotated[int | None, typer.Option("--port", help="Port of REST and MCP (SHOAL_HTTP_PORT).")]
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"shoal {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def up(data_dir: DataDir = None, port: Port = None) -> None:
+    """Run the service here until Ctrl-C: broker (unless KAFKA_BROKERS is set), ingest, REST and MCP."""
+    from shoal.cluster.serving import serve_until_stopped
+
+    serve_until_stopped(_settings(data_dir=data_dir, http_port=port))
+
+
+@app.command()
+def demo(
+    leave: Annotated[
+        bool, typer.Option("--exit", help="End after the tour; 0 only if every file is accounted for.")
+    ] = False,
+    count: Annotated[int, typer.Option(min=20, max=5000, help="How many sample scrapes to make.")] = 300,
+    port: Port = None,
+) -> None:
+    """The tour: start everything, index a few hundred sample scrapes, ask questions over REST and MCP.
+
+    Uses its own data directory, the embedded broker and the local model: it never spends money.
+    """
+    from shoal.cluster.demo import tour
+
+    raise typer.Exit(tour(_settings(http_port=port), count=count, stay=not leave))
+
+
+@app.command()
+def publish(
+    paths: Annotated[list[Path], typer.Argument(help="Files, directories, or a directory with a MANIFEST.json.")],
+    source: Annotated[str, typer.Option(help="Data source; default: the directory's name.")] = "",
+    dataset: Annotated[str, typer.Option(help="Dataset; default: the directory's name.")] = "",
+    data_type: Annotated[str, typer.Option(help="Kind of data, e.g. load_forecast.")] = "",
+    environment: Annotated[str, typer.Option(help="dev, staging or prod.")] = "prod",
+    to: Annotated[str, typer.Option(help="s3://bucket/prefix to upload to; default: the local object directory.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Return when each has an outcome; print the tally.")] = False,
+    timeout: Annotated[
+        float, typer.Option(help="With --wait: give up after this many seconds without progress.")
+    ] = 300,
+    output: Output = "table",
+    data_dir: DataDir = None,
+) -> None:
+    """Announce files on Kafka so that they are indexed."""
+    from shoal.cluster.announcing import publish_paths
+
+    form = _format(output)
+    code = publish_paths(
+        _settings(data_dir=data_dir), paths, source=source, dataset=dataset, data_type=data_type,
+        environment=environment, to=to, wait=wait, timeout_s=timeout, form=form,
+    )  # fmt: skip
+    raise typer.Exit(code)
+
+
+@app.command()
+def search(
+    query: Annotated[str, typer.Argument(help="What to look for; empty: newest first.")] = "",
+    source: Annotated[str, typer.Option(help="Only this data source.")] = "",
+    data_type: Annotated[str, typer.Option(help="Only this kind of data.")] = "",
+    dataset: Annotated[str, typer.Option(help="Only this dataset.")] = "",
+    start: Annotated[str, typer.Option(help="Collected on or after (date or time).")] = "",
+    end: Annotated[str, typer.Option(help="Collected until (a date includes its day).")] = "",
+    file_hash: Annotated[str, typer.Option("--hash", help="sha256 of the file.")] = "",
+    mode: Annotated[str, typer.Option(help="vector, keyword or hybrid.")] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 10,
+    output: Output = "table",
+    url: Url = "",
+) -> None:
+    """Search the index of a running Shoal."""
+    from shoal.cluster.asking import show_results
+
+    form = _format(output)
+    asked: dict[str, Any] = {
+        "query": query, "data_source": source, "data_type": data_type, "dataset": dataset, "start_date": start,
+        "end_date": end, "hash": file_hash, "mode": mode, "limit": limit,
+    }  # fmt: skip
+    show_results(_client(url).search(**{name: value for name, value in asked.items() if value}), form)
+
+
+@app.command()
+def status(output: Output = "table", url: Url = "") -> None:
+    """The truth about the flow: lag, in flight, outcomes, dead letters, writer, embedder."""
+    from shoal.cluster.asking import show_status
+
+    form = _format(output)
+    raise typer.Exit(show_status(_client(url).ingest(), form))
+
+
+@app.command()
+def explain(
+    file: Annotated[Path, typer.Argument(help="A file.")],
+    source: Annotated[str, typer.Option(help="Data source it would be announced with.")] = "unknown",
+    data_type: Annotated[str, typer.Option(help="Kind of data it would be announced with.")] = "other",
+    dataset: Annotated[str, typer.Option(help="Dataset; default: the directory's name.")] = "",
+    output: Output = "table",
+) -> None:
+    """Show what would be extracted, chunked and embedded, without doing it."""
+    from shoal.cluster.asking import show_explanation
+    from shoal.cluster.explaining import explain as explain_file
+
+    form = _format(output)
+    raise typer.Exit(show_explanation(explain_file(file, _settings(), source, data_type, dataset), form))
+
+
+@app.command()
+def doctor(output: Output = "table", data_dir: DataDir = None) -> None:
+    """Check this machine and the settings; each finding says what to do."""
+    from shoal.cluster.asking import show_findings
+    from shoal.cluster.doctor import examine
+
+    form = _format(output)
+    raise typer.Exit(show_findings(list(examine(_settings(data_dir=data_dir))), form))
+
+
+@config_app.command("show")
+def config_show(output: Output = "table") -> None:
+    """Every setting: its value, where it comes from, how to set it. Secrets are not shown."""
+    from shoal.cluster.configuration import rows
+    from shoal.cluster.output import emit_json, emit_rows
+
+    form = _format(output)
+    found = rows(_settings())
+    if form == "json":
+        emit_json(found)
+    else:
+        emit_rows(found, ("name", "value", "from", "set by", "meaning"), fold=True)
+
+
+def _settings(**overrides: Any) -> Settings:
+    from shoal.settings import load
+
+    return load(**{name: value for name, value in overrides.items() if value is not None})
+
+
+def _format(output: str) -> Format:
+    from shoal.cluster.output import Format
+
+    try:
+        return Format(output)
+    except ValueError:
+        raise ConfigurationError(f"-o {output}: choose table or json") from None
+
+
+def _client(url: str) -> Shoal:
+    from shoal.client import Shoal
+
+    if not url:
+        settings = _settings()
+        host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
+        url = f"http://{host}:{settings.http_port}"
+    return Shoal(url)
+
+
+def main() -> None:
+    """Entry point: every error of ours is one line on stderr and an exit code, never a traceback."""
+    from shoal.cluster.output import Exit, say
+
+    try:
+        app()
+    except ConfigurationError as error:
+        say(f"shoal: {error}")
+        sys.exit(Exit.USAGE)
+    except TransientError as error:
+        say(f"shoal: {error}")
+        sys.exit(Exit.UNREACHABLE)
+    except ShoalError as error:
+        say(f"shoal: {error}")
+        sys.exit(Exit.FAILED)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)

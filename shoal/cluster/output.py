@@ -1,0 +1,77 @@
+"""What the command line prints: data on stdout as a table or JSON, diagnostics on stderr, exit codes.
+
+One place decides how a value looks, so that every command offers the same `-o`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from enum import IntEnum, StrEnum
+from typing import Any
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+CELL_CHARS_MAX = 120
+
+
+class Exit(IntEnum):
+    """Exit codes, the same for every command (shown by `shoal --help`)."""
+
+    OK = 0
+    FAILED = 1  # the answer is no: a check failed, a tally does not add up
+    USAGE = 2  # wrong arguments or settings
+    UNREACHABLE = 3  # the service, the broker or a store can't be reached now
+    TIMEOUT = 4  # not finished within --timeout
+    INTERRUPTED = 130
+
+
+class Format(StrEnum):
+    table = "table"
+    json = "json"
+
+
+PIPED_WIDTH = 150  # columns where stdout is no terminal: Rich would guess 80 and cut names
+
+out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+err = Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """A line of progress or advice, on stderr."""
+    err.print(message, markup=False)
+
+
+def emit_json(value: Any) -> None:
+    """`value` on stdout as indented JSON."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+
+
+def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, fold: bool = False) -> None:
+    """`rows` on stdout as a table of `columns`; cells are plain text, cut to fit, or folded."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
+    for row in rows:
+        table.add_row(*(Text(cell(row.get(column))) for column in columns))
+    out.print(table)
+
+
+def emit_pairs(pairs: Mapping[str, Any]) -> None:
+    """Name and value, one a line, aligned."""
+    width = max((len(name) for name in pairs), default=0)
+    for name, value in pairs.items():
+        out.print(Text(f"{name:<{width}}  {cell(value, 400)}"))
+
+
+def cell(value: Any, chars_max: int = CELL_CHARS_MAX) -> str:
+    """One line of text; indexed text is shown without its control characters."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+    return text if len(text) <= chars_max else text[: chars_max - 1] + "…"

@@ -1,0 +1,324 @@
+"""The pipeline with scripted stages: each test is a story of one fault."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from shoal.actors.pipeline import RECORDS_AT_ONCE, FetchResult, Item, PayloadLostError, Pipeline, UnforeseenError
+from shoal.errors import BadDocument, ConfigurationError, DeadReason, PermanentError, TransientError
+from shoal.records import (
+    Ack,
+    Announcement,
+    Command,
+    Deletion,
+    Embedded,
+    EmbeddedCommand,
+    Failure,
+    Fetched,
+    Outcome,
+    Position,
+    Work,
+)
+from shoal.sources.messages import RawMessage
+
+
+def message(offset: int = 0) -> RawMessage:
+    return RawMessage(Position("c", "t", 0, offset, 1_700_000_000_000), b"k", b"{}", ())
+
+
+def announcement(document_id: str = "prod:d:u", offset: int = 0, location: str = "s3://b/k") -> Announcement:
+    return Announcement(
+        position=message(offset).position, collection="scraper", document_id=document_id, version="1",
+        location=location, content=None, dataset="d", environment="prod", urn="u", data_source="S",
+        data_type="x", scraper_name="d", collected_at=datetime(2026, 1, 1, tzinfo=UTC), outcome_id="o1",
+    )  # fmt: skip
+
+
+class FakeStages:
+    """Every stage answers well unless the script for it holds an error or a value to give first."""
+
+    def __init__(self) -> None:
+        self.script: dict[str, list[Any]] = defaultdict(list)
+        self.calls: list[tuple[str, Any]] = []
+        self.gate: asyncio.Event | None = None
+        self.running = self.most_running = 0
+
+    def _next(self, stage: str, subject: Any, default: Any) -> Any:
+        self.calls.append((stage, subject))
+        answer = self.script[stage].pop(0) if self.script[stage] else default
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def fetch(self, announcement: Announcement) -> tuple[FetchResult, Any]:
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        await asyncio.sleep(0)
+        if self.gate:
+            await self.gate.wait()
+        self.running -= 1
+        return self._next("fetch", announcement, (FetchResult(None), Fetched(announcement, "a" * 64)))
+
+    async def embed(self, fetched: Any) -> tuple[Failure | None, Any]:
+        return self._next("embed", fetched, (None, Embedded(fetched)))
+
+    async def embed_command(self, command: Command) -> EmbeddedCommand:
+        return self._next("embed_command", command, EmbeddedCommand(command))
+
+    async def write(self, writable: Any) -> Ack:
+        return self._next("write", writable, Ack(Outcome.INDEXED, commit_sequence=9))
+
+    async def resolve(self, s3_path: str) -> str | None:
+        return self._next("resolve", s3_path, None)
+
+    async def dead_letter(self, raw: RawMessage, failure: Failure) -> None:
+        self._next("dead_letter", failure, None)
+
+    async def report(self, outcome_id: str, outcome: Outcome, raw: RawMessage, detail: dict[str, Any]) -> None:
+        self._next("report", (outcome_id, outcome, detail), None)
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+
+def pipeline(
+    stages: FakeStages, parse: Callable[[RawMessage], list[Work]], **more: Any
+) -> tuple[Pipeline, list[float]]:
+    now = [0.0]
+
+    async def pause(seconds: float) -> None:
+        now[0] += seconds
+        await asyncio.sleep(0)
+
+    made = Pipeline(stages, parse, give_up_after_s=10.0, clock=lambda: now[0], pause=pause, **more)
+    return made, now
+
+
+def item(offset: int = 0) -> Item:
+    return Item(message(offset), epoch=1, started_at=0.0)
+
+
+async def test_a_document_passes_every_stage_and_is_reported_after_the_ack() -> None:
+    stages = FakeStages()
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    assert stages.names() == ["fetch", "embed", "write", "report"]
+    assert stages.calls[-1][1] == ("o1", Outcome.INDEXED, {"commit_sequence": 9})
+    assert line.outcomes == {"indexed": 1}
+
+
+async def test_an_unusable_message_becomes_a_dead_letter_and_nothing_else() -> None:
+    def parse(_: RawMessage) -> list[Work]:
+        raise BadDocument(DeadReason.NOT_JSON, "no")
+
+    stages = FakeStages()
+    line, _ = pipeline(stages, parse, outcome_id_of=lambda _: "o1")
+    await line.run(item())
+    assert stages.names() == ["dead_letter", "report"]
+    assert line.dead_letters == {"not_json": 1}
+
+
+async def test_the_dead_letter_is_durable_before_the_item_ends() -> None:
+    stages = FakeStages()
+    stages.script["fetch"] = [(FetchResult(Fetched(announcement(), failure=Failure(DeadReason.EMPTY, "", "x"))), None)]
+    stages.script["dead_letter"] = [TransientError("broker down"), TransientError("still down")]
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    assert stages.names() == ["fetch", "dead_letter", "dead_letter", "dead_letter", "report"]
+
+
+async def test_a_document_that_was_fetched_but_not_extracted_keeps_its_row() -> None:
+    failed = Fetched(announcement(), "a" * 64, failure=Failure(DeadReason.EXTRACTION_FAILED, "bad", "extract"))
+    stages = FakeStages()
+    stages.script["fetch"] = [(FetchResult(failed), None)]
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    assert stages.names() == ["fetch", "write", "dead_letter", "report"]
+    assert stages.calls[1][1] == Embedded(failed)
+    assert line.outcomes == {"dead_lettered": 1}
+
+
+async def test_texts_that_the_provider_refuses_are_written_as_an_error_and_dead_lettered() -> None:
+    stages = FakeStages()
+    stages.script["embed"] = [(Failure(DeadReason.EMBEDDING_REJECTED, "no", "embed"), "payload")]
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    assert stages.names() == ["fetch", "embed", "write", "dead_letter", "report"]
+
+
+async def test_bad_systems_are_retried_until_they_recover() -> None:
+    stages = FakeStages()
+    stages.script["fetch"] = [TransientError("slow down", 3.0)]
+    stages.script["embed"] = [ConfigurationError("wrong key")] * 5
+    stages.script["write"] = [TransientError("conflict")]
+    line, now = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    assert line.outcomes == {"indexed": 1}
+    assert line.retries == 7
+    assert now[0] > 3.0, "it waited as long as it was told to"
+
+
+async def test_one_bad_object_is_given_up_while_others_of_its_bucket_succeed() -> None:
+    stages = FakeStages()
+    line, _ = pipeline(stages, lambda raw: [announcement(f"prod:d:{raw.position.offset}", raw.position.offset)])
+    await line.run(item(1))
+    stages.script["fetch"] = [TransientError("500")] * 1000
+    await asyncio.wait_for(line.run(item(2)), 5)
+    assert line.dead_letters == {"object_unavailable": 1}
+
+
+async def test_documents_of_one_id_run_one_after_the_other_in_log_order() -> None:
+    stages = FakeStages()
+    stages.gate = asyncio.Event()
+    line, _ = pipeline(stages, lambda raw: [announcement("prod:d:same", raw.position.offset)])
+    tasks = [asyncio.create_task(line.run(item(offset))) for offset in range(4)]
+    await asyncio.sleep(0)
+    stages.gate.set()
+    await asyncio.gather(*tasks)
+    assert stages.most_running == 1
+    assert [call.position.offset for name, call in stages.calls if name == "fetch"] == [0, 1, 2, 3]
+    assert line._tails == {}, "nothing is kept of finished documents"
+
+
+async def test_documents_of_different_ids_run_side_by_side() -> None:
+    stages = FakeStages()
+    stages.gate = asyncio.Event()
+    line, _ = pipeline(
+        stages, lambda raw: [announcement(f"prod:d:{raw.position.offset}", location=f"s3://b/{raw.position.offset}")]
+    )
+    tasks = [asyncio.create_task(line.run(item(offset))) for offset in range(4)]
+    while stages.running < 4:
+        await asyncio.sleep(0)
+    stages.gate.set()
+    await asyncio.gather(*tasks)
+    assert stages.most_running == 4
+
+
+async def test_a_deletion_waits_for_the_insert_of_the_same_object() -> None:
+    stages = FakeStages()
+    works: dict[int, Work] = {
+        0: announcement(location="s3://b/k"),
+        1: Deletion(message(1).position, "scraper", None, s3_path="s3://b/k"),
+    }
+    line, _ = pipeline(stages, lambda raw: [works[raw.position.offset]])
+    await asyncio.gather(line.run(item(0)), line.run(item(1)))
+    written = [call for name, call in stages.calls if name == "write"]
+    assert isinstance(written[0], Embedded)
+    assert isinstance(written[1], Deletion)
+
+
+async def test_a_lost_payload_starts_the_document_over() -> None:
+    stages = FakeStages()
+    stages.script["embed"] = [PayloadLostError("node died")]
+    stages.script["write"] = [PayloadLostError("node died")]
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    assert stages.names() == ["fetch", "embed", "fetch", "embed", "write", "fetch", "embed", "write", "report"]
+
+
+async def test_an_s3_event_is_matched_to_the_document_at_its_path() -> None:
+    stages = FakeStages()
+    stages.script["resolve"] = ["prod:d:known"]
+    line, _ = pipeline(stages, lambda _: [announcement("prod:s3:b/k")], is_s3_event_id=lambda name: ":s3:" in name)
+    await line.run(item())
+    assert stages.calls[1][1].document_id == "prod:d:known"
+
+
+async def test_a_message_of_several_records_ends_only_when_all_did() -> None:
+    stages = FakeStages()
+    works = [announcement(f"prod:d:{n}", location=f"s3://b/{n}") for n in range(3)]
+    refused = Fetched(works[1], failure=Failure(DeadReason.OBJECT_MISSING, "gone", "fetch"))
+    stages.script["fetch"] = [(FetchResult(None), Fetched(works[0])), (FetchResult(refused), None)]
+    line, _ = pipeline(stages, lambda _: list(works))
+    await line.run(item())
+    assert stages.names().count("dead_letter") == 1
+    assert line.outcomes == {"indexed": 2, "dead_lettered": 1}
+
+
+async def test_a_row_that_the_writer_refuses_becomes_a_dead_letter() -> None:
+    stages = FakeStages()
+    failure = Failure(DeadReason.COLLECTION_REFUSED, "no such collection", "write")
+    stages.script["write"] = [Ack(Outcome.DEAD_LETTERED, failure)]
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    assert line.dead_letters == {"collection_refused": 1}
+
+
+async def test_a_bug_is_not_swallowed() -> None:
+    stages = FakeStages()
+    stages.script["write"] = [RuntimeError("a bug")]
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    with pytest.raises(RuntimeError):
+        await line.run(item())
+
+
+async def test_a_bad_record_found_by_any_stage_is_a_dead_letter_and_no_bug() -> None:
+    command = Command(message().position, "c1", "fix", "scraper", "{}", "me", datetime(2026, 1, 1, tzinfo=UTC))
+    stages = FakeStages()
+    stages.script["embed_command"] = [BadDocument(DeadReason.EMBEDDING_REJECTED, "refused")]
+    line, _ = pipeline(stages, lambda _: [command])
+    await line.run(item())
+    assert stages.names() == ["embed_command", "dead_letter"]
+    assert stages.calls[1][1].reason is DeadReason.EMBEDDING_REJECTED
+
+
+@pytest.mark.parametrize(
+    ("stage", "reason"), [("embed", DeadReason.EMBEDDING_REJECTED), ("write", DeadReason.WRITE_REJECTED)]
+)
+async def test_a_document_that_alone_meets_a_bug_is_given_up_while_others_pass(stage: str, reason: DeadReason) -> None:
+    stages = FakeStages()
+    line, _ = pipeline(stages, lambda raw: [announcement(f"prod:d:{raw.position.offset}", raw.position.offset)])
+    await line.run(item(1))
+    stages.script[stage] = [UnforeseenError("KeyError: a bug")] * 1000
+    await asyncio.wait_for(line.run(item(2)), 5)
+    assert line.dead_letters == {reason.value: 1}
+
+
+async def test_a_bug_that_all_documents_meet_gives_up_nobody() -> None:
+    stages = FakeStages()
+    stages.script["write"] = [UnforeseenError("RuntimeError: nobody knows")] * 300
+    line, now = pipeline(stages, lambda raw: [announcement(f"prod:d:{raw.position.offset}", raw.position.offset)])
+    await asyncio.wait_for(asyncio.gather(line.run(item(1)), line.run(item(2))), 5)
+    assert now[0] > 100.0, "much longer than one document is tried alone"
+    assert line.outcomes == {"indexed": 2}
+
+
+async def test_a_system_that_says_never_is_still_no_bad_document() -> None:
+    stages = FakeStages()
+    stages.script["write"] = [PermanentError("the table is damaged: restore it from a backup")] * 3
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    assert line.outcomes == {"indexed": 1}
+    assert line.retries == 3
+
+
+async def test_a_report_that_nobody_can_take_does_not_hold_up_the_partition() -> None:
+    stages = FakeStages()
+    stages.script["report"] = [ConfigurationError("no such topic")] * 1000
+    line, now = pipeline(stages, lambda _: [announcement()])
+    await asyncio.wait_for(line.run(item()), 5)
+    assert line.outcomes == {"indexed": 1}
+    assert now[0] >= 10.0, "it was tried as long as a document is"
+
+
+async def test_the_records_of_one_message_run_a_few_at_a_time() -> None:
+    stages = FakeStages()
+    works = [announcement(f"prod:d:{n}", location=f"s3://b/{n}") for n in range(10 * RECORDS_AT_ONCE)]
+    line, _ = pipeline(stages, lambda _: list(works))
+    await asyncio.wait_for(line.run(item()), 5)
+    assert stages.most_running == RECORDS_AT_ONCE
+    assert line.outcomes == {"indexed": len(works)}
+
+
+async def test_many_records_of_one_document_in_one_message_do_not_wait_for_each_other_for_ever() -> None:
+    stages = FakeStages()
+    works = [announcement(f"prod:d:{n % 3}", offset=n, location="s3://b/k") for n in range(5 * RECORDS_AT_ONCE)]
+    line, _ = pipeline(stages, lambda _: list(works))
+    await asyncio.wait_for(line.run(item()), 5)
+    assert [call.position.offset for name, call in stages.calls if name == "fetch"] == list(range(len(works)))
