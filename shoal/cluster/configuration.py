@@ -10,7 +10,7 @@ from pydantic import AliasChoices, SecretStr
 from shoal.redaction import redact_url
 from shoal.settings import Settings
 
-SECRET_WORDS = ("password", "secret", "token", "key", "credential")
+SECRET_WORDS = ("password", "secret", "token", "key", "credential", "oauthbearer.config")
 
 
 def environment_names(name: str) -> tuple[str, ...]:

@@ -155,7 +155,7 @@ def _similar(apis: Sequence[Mapping[str, Any]]) -> bool:
         {
             "similarity": api["similarity_score"],
             "source": api["data_source"],
-            "endpoint": api["api_endpoint"],
+            "endpoint": cell(api["api_endpoint"], 60),
             "auth": api["auth_method"],
             "what": cell(api["content_summary"], 70),
         }

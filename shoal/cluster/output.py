@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 CELL_CHARS_MAX = 120
+COLUMN_CHARS_MIN = 34  # up to here a column is shown whole
 
 
 class Exit(IntEnum):
@@ -42,7 +43,7 @@ err = Console(stderr=True, highlight=False)
 
 def say(message: str) -> None:
     """A line of progress or advice, on stderr."""
-    err.print(message, markup=False)
+    err.print(message, markup=False, soft_wrap=True)
 
 
 def emit_json(value: Any) -> None:
@@ -53,10 +54,14 @@ def emit_json(value: Any) -> None:
 def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, fold: bool = False) -> None:
     """`rows` on stdout as a table of `columns`; cells are plain text, cut to fit, or folded."""
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold)
-    for row in rows:
-        table.add_row(*(Text(cell(row.get(column))) for column in columns))
+    cells = [[cell(row.get(column)) for column in columns] for row in rows]
+    for place, column in enumerate(columns):
+        # The last column gives way where the line is full; the others only when they are very long.
+        longest = max((len(line[place]) for line in [columns, *cells]), default=0)
+        width = None if fold or place == len(columns) - 1 else min(longest, COLUMN_CHARS_MIN)
+        table.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold, min_width=width)
+    for line in cells:
+        table.add_row(*map(Text, line))
     out.print(table)
 
 

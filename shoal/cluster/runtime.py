@@ -12,13 +12,17 @@ import fcntl
 import logging
 import os
 import socket
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
+
+import psutil
 
 from shoal.cluster import ray_environment
 from shoal.cluster.embedded_broker import BrokerHandle, start_broker
@@ -26,7 +30,8 @@ from shoal.cluster.leftovers import end_leftovers
 from shoal.embeddings.models import create_model, default_model_name, model_width
 from shoal.errors import ConfigurationError, TransientError
 from shoal.settings import Settings
-from shoal.sources.kafka import connection, ensure_topics
+from shoal.sources.kafka import Connection, connection, ensure_topics
+from shoal.store.state_files import read_state
 
 READY_S = 120.0
 REFUSALS_INTERVAL_S = 2.0
@@ -45,6 +50,7 @@ class Running:
     broker: BrokerHandle | None
     started_s: float
     claim: IO[str]
+    bystanders: frozenset[psutil.Process] = frozenset()  # children that were there before
 
     @property
     def url(self) -> str:
@@ -56,22 +62,27 @@ class Running:
         import ray
         from ray import serve
 
+        descendants = _descendants() - self.bystanders
         with _quiet():
             if ray.is_initialized():  # else Serve would start a cluster only to look for its applications
                 with contextlib.suppress(Exception):
-                    serve.get_app_handle("ingest").drain.remote().result(timeout_s=20)
-                with contextlib.suppress(Exception):
-                    serve.shutdown()  # type: ignore[no-untyped-call]
-                with contextlib.suppress(Exception):
-                    ray.shutdown()
+                    serve.shutdown()  # type: ignore[no-untyped-call]  # the supervisor drains as it goes
+            with contextlib.suppress(Exception):
+                ray.shutdown()  # also what an interrupted start has left
             if self.broker is not None:
                 self.broker.stop()
+        # A Ray that was interrupted while it started leaves agents behind, which notice only after a minute.
+        _, left = psutil.wait_procs(list(descendants), timeout=1)
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         self.claim.close()
 
 
 def start(settings: Settings, progress: Progress = lambda _: None) -> Running:
     """Bring the service up and wait until it answers."""
     began = time.monotonic()
+    bystanders = _descendants()
     # Lance warns at every fork; what we fork executes another program at once.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
     end_leftovers(settings)
@@ -80,19 +91,25 @@ def start(settings: Settings, progress: Progress = lambda _: None) -> Running:
     check_key(settings, model)
     _check_place(settings)
     ingress = ray_environment.prepare(settings)
-    running = Running(settings, ingress, model, None, 0.0, claimed(settings))
+    running = Running(settings, ingress, model, None, 0.0, claimed(settings), bystanders)
     try:
         if settings.is_embedded:
             progress("starting the embedded broker")
             running.broker = start_broker(settings)
-        _start_cluster(settings, model, width, ingress, progress)
+        place = connection(settings)
+        since = datetime.now(UTC)
+        _start_cluster(settings, place, model, width, ingress, progress)
         progress("waiting for the tables and the query side")
-        _wait_ready(running.url, _refusals)
+        _wait_ready(running.url, lambda: _refusals(settings, place.cluster, since))
     except BaseException:
         running.stop()
         raise
     running.started_s = time.monotonic() - began
     return running
+
+
+def _descendants() -> frozenset[psutil.Process]:
+    return frozenset(psutil.Process().children(recursive=True))
 
 
 def claimed(settings: Settings) -> IO[str]:
@@ -168,8 +185,9 @@ def _check_port(settings: Settings) -> None:
             ) from None
 
 
-def _start_cluster(settings: Settings, model: str, width: int, ingress: str, progress: Progress) -> None:
-    place = connection(settings)
+def _start_cluster(
+    settings: Settings, place: Connection, model: str, width: int, ingress: str, progress: Progress
+) -> None:
     if not settings.is_embedded:
         ensure_topics(settings, place)
     progress("starting Ray")
@@ -220,14 +238,15 @@ def _start_ray(settings: Settings) -> None:
             return
 
 
-def _refusals() -> list[str]:
-    """What the ingest side says a person must mend."""
-    from ray import serve
-
-    with contextlib.suppress(Exception):  # the supervisor is busy or not there yet: asked again
-        status = serve.get_app_handle("ingest").status.remote().result(timeout_s=2)
-        return list(status.get("refusals", {}).values())
-    return []
+def _refusals(settings: Settings, cluster: str, since: datetime) -> list[str]:
+    """What the ingest side says a person must mend. From its status: with the throughput settings a Serve handle
+    works only within an event loop, which this process has none of."""
+    try:
+        status = read_state(settings, "status.json") or {}
+    except TransientError:
+        return []
+    mine = status.get("cluster") == cluster and status.get("at", "") >= since.isoformat()
+    return list(status.get("refusals", {}).values()) if mine else []
 
 
 def _wait_ready(url: str, refusals: Callable[[], list[str]]) -> None:
@@ -259,14 +278,20 @@ def _wait_ready(url: str, refusals: Callable[[], list[str]]) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
-    """Hide what Ray's native code prints while it starts and stops: it is neither progress nor an error."""
-    saved = os.dup(2)
+def _quiet() -> Iterator[None]:
+    """Hide what Ray prints while it starts and stops, on either stream: it is neither data, progress nor an error."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = {number: os.dup(number) for number in (1, 2)}
     sink = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(sink, 2)
+        for number in saved:
+            os.dup2(sink, number)
         yield
+        sys.stdout.flush()
+        sys.stderr.flush()
     finally:
-        os.dup2(saved, 2)
+        for number, copy in saved.items():
+            os.dup2(copy, number)
+            os.close(copy)
         os.close(sink)
-        os.close(saved)

