@@ -85,11 +85,22 @@ def _markdown(text: str) -> Iterator[Section]:
     lines: list[str] = []
     fence: str | None = None
 
+    untold = False  # the last heading has no text of its own yet
+
     def flush() -> Iterator[Section]:
+        nonlocal untold
         body = "\n".join(lines).strip("\n")
         lines.clear()
         if body.strip():
-            yield Section(body, " > ".join(title for _, title in headings) or None)
+            untold = False
+            yield Section(body, _breadcrumb(headings))
+
+    def flush_heading() -> Iterator[Section]:
+        """A heading without text is told as text: else its words would be lost with it."""
+        nonlocal untold
+        if untold:
+            untold = False
+            yield Section(headings[-1][1], _breadcrumb(headings[:-1]))
 
     source = _without_front_matter(text).split("\n")
     for i, line in enumerate(source):
@@ -118,11 +129,19 @@ def _markdown(text: str) -> Iterator[Section]:
             continue  # the underline of a heading just taken
         if level:
             yield from flush()
+            if headings and headings[-1][0] >= level:
+                yield from flush_heading()
             headings = [(lv, t) for lv, t in headings if lv < level]
             headings.append((level, title[:200]))
+            untold = True
         else:
             lines.append(line)
     yield from flush()
+    yield from flush_heading()
+
+
+def _breadcrumb(headings: list[tuple[int, str]]) -> str | None:
+    return " > ".join(title for _, title in headings) or None
 
 
 def _without_front_matter(text: str) -> str:

@@ -53,7 +53,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> FakeLog:
 @pytest.fixture
 def announcer(log: FakeLog, tmp_path: Path) -> Announcer:
     made = Announcer(Settings(data_dir=tmp_path, _env_file=None), listen=True)
-    made.send([Prepared(urn, b"k", b"{}") for urn in ("a", "b", "c")])
+    made.send([Prepared(b"k", b"{}", urn, urn, "file:///x", 2) for urn in ("a", "b", "c")])
     return made
 
 

@@ -23,9 +23,9 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_a_data_directory_has_one_shoal_at_a_time(settings: Settings) -> None:
-    with runtime.claimed(settings):
-        with pytest.raises(ConfigurationError, match=r"another Shoal runs on .*SHOAL_DATA_DIR"):
-            runtime.start(settings)
+    match = r"another Shoal runs on .*SHOAL_DATA_DIR"
+    with runtime.claimed(settings), pytest.raises(ConfigurationError, match=match):
+        runtime.start(settings)
     runtime.claimed(settings).close()
 
 
@@ -33,9 +33,8 @@ def test_a_second_demo_does_not_empty_the_directory_of_the_first(settings: Setti
     home = demo.demo_settings(settings)
     demo._empty(home.home)
     (home.home / "a.json").write_text("{}")
-    with runtime.claimed(home):
-        with pytest.raises(ConfigurationError, match="another Shoal"):
-            demo.tour(settings, count=20, stay=False)
+    with runtime.claimed(home), pytest.raises(ConfigurationError, match="another Shoal"):
+        demo.tour(settings, count=20, stay=False)
     assert (home.home / "a.json").exists()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shoal.documents.text_reader import TEXT_CHARS_MAX, read_text
@@ -143,7 +143,13 @@ def test_only_a_bad_document_is_ever_raised(text: str, name: str):
     said.encode("utf-8")
 
 
-@settings(max_examples=50, deadline=None)
+def test_a_heading_without_text_is_not_lost():
+    said = [(s.heading, s.text) for s in read_text("words here\n---\n# A\n## B\n# C\ntext", "a.md").sections]
+    assert said == [(None, "words here"), ("A", "B"), ("C", "text")]
+
+
+@settings(max_examples=300, deadline=None)
+@example(["words here", "---", "# A", "```"])
 @given(st.lists(st.sampled_from(["# A", "## B", "words here", "", "```", "---", "- item", "===", "~~~"]), max_size=30))
 def test_markdown_loses_no_line_of_words(lines: list[str]):
     text = "\n".join(lines)
