@@ -106,7 +106,8 @@ def _index(settings: Settings, count: int) -> bool:
 def _ask(running: Running) -> bool:
     """Five questions over REST and one over MCP; True when each has an answer."""
     client = Shoal(running.url)
-    newest = client.search(limit=1)["results"][0]
+    listed = client.search(limit=20)["results"]
+    newest = next(row for row in listed if row["validation_status"] == "indexed")  # a broken one is known too
     found = [
         _question(
             1, f"Have we got the file {newest['sha256_hash'][:12]}…?", _known(client.by_hash(newest["sha256_hash"]))
