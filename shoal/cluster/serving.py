@@ -37,9 +37,14 @@ class StopSignal:
 
 
 def begin(settings: Settings) -> Running:
-    """Start everything, with its progress on stderr."""
+    """Start everything, with its progress on stderr. SIGTERM interrupts it as Ctrl-C does: what runs is stopped."""
     with err.status("starting") as status:
-        return start(settings, status.update)
+
+        def show(step: str) -> None:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # anew: Ray puts its own in place as it starts
+            status.update(step)
+
+        return start(settings, show)
 
 
 def serve_until_stopped(settings: Settings) -> None:
