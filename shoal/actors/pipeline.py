@@ -237,10 +237,7 @@ class Pipeline:
         return await self._document(item, work)
 
     async def _document(self, item: Item, announcement: Announcement) -> tuple[Ack, Failure | None]:
-        try:
-            result, payload = await self._fetch(item, announcement)
-        except BadDocument as error:
-            return Ack(Outcome.DEAD_LETTERED), Failure(error.reason, error.message, "fetch")
+        result, payload = await self._fetch(item, announcement)
         if result.failed is not None and result.failed.failure is not None:
             failure = result.failed.failure
             if result.failed.sha256 is not None:  # it exists: "have we got this file" is answered truly

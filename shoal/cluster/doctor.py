@@ -22,7 +22,7 @@ from shoal.errors import ShoalError
 from shoal.settings import Settings
 
 DISK_FREE_BYTES_MIN = 2 * 1024**3
-MEMORY_BYTES_MIN = 3 * 1024**3  # the measured stack is ~2.5 GB (docs/architecture.md)
+MEMORY_BYTES_MIN = 3 * 1024**3  # the measured stack peaks at 2.8 GiB (docs/benchmarks.md)
 LANCE_PAIR = {"lancedb": "0.40.0", "pylance": "13.0.0"}  # other pairs write table formats that the fence never met
 
 

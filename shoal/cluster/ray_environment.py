@@ -1,7 +1,6 @@
 """The environment that Ray reads at import: set before anything imports ray, inherited by every process.
 
-Each value can be overridden from outside. Why each is set stands beside it; the figures are in
-docs/architecture.md.
+Each value can be overridden from outside. Why each is set stands beside it.
 """
 
 from __future__ import annotations

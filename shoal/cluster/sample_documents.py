@@ -19,7 +19,7 @@ PLANTS = ("Alder Creek 1", "Alder Creek 2", "Bridgewater CC", "Cedar Point GT3",
           "Fallbrook Wind", "Granite Bay ST1", "Harlan Solar", "Ironwood 4", "Juniper Flats BESS")  # fmt: skip
 CAUSES = ("Planned maintenance", "Forced outage: boiler tube leak", "Fuel limitation", "Transformer inspection",
           "Ambient temperature derate", "Turbine vibration")  # fmt: skip
-NEW_YORK, TOKYO = timedelta(hours=-5), timedelta(hours=9)
+TOKYO = timedelta(hours=9)
 
 
 # --- ENTSO-E ----------------------------------------------------------------------------------

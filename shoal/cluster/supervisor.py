@@ -46,7 +46,6 @@ class Supervisor:
         self._is_draining = False
         self._crew: Crew | None = None
         self._task: asyncio.Task[None] | None = None
-        self._status: dict[str, Any] = {}
         self._problems: dict[str, str] = {}
         self._refusals: dict[str, str] = {}  # those of the problems that a person must mend
         self._creating: asyncio.Future[Crew] | None = None
@@ -58,10 +57,6 @@ class Supervisor:
     async def check_health(self) -> None:
         if self._task is not None and self._task.done() and not self._is_draining:
             raise RuntimeError("the supervisor's loop has ended")
-
-    async def status(self) -> dict[str, Any]:
-        """What was last written to status.json."""
-        return self._status
 
     async def drain(self) -> None:
         """Finish what is in flight, in the order of the flow, then dismiss the crew."""
@@ -115,6 +110,8 @@ class Supervisor:
 
     async def _ask(self, what: str, calls: dict[str, Any]) -> dict[str, Any]:
         """Answers by name; who doesn't answer is a problem in the status, not a death."""
+        if not calls:  # no crew yet: the status is written all the same, and says why
+            return {}
         tasks = {name: asyncio.ensure_future(_awaited(call)) for name, call in calls.items()}
         # Not `wait_for`: it cancels, and waits for the cancellation of, a reference that may never be answered.
         await asyncio.wait(tasks.values(), timeout=ANSWER_S)
@@ -141,9 +138,10 @@ class Supervisor:
         answers = await self._ask("statistics", {name: handle.statistics.remote() for name, handle in handles.items()})
         reports = {name: dataclasses.asdict(answer) for name, answer in answers.items()}
         writer = reports.get(WRITER)
+        self._problems.pop("writer ended", None)
         if writer and writer["ended"]:
             self._problems["writer ended"] = writer["ended"]
-        self._status = {
+        status = {
             "at": datetime.now(UTC).isoformat(),
             "started_at": self._started_at.isoformat(),
             "health": "ok" if not self._problems else "degraded",
@@ -159,7 +157,7 @@ class Supervisor:
             "readers": [report for name, report in reports.items() if name.startswith("reader")],
         }
         try:
-            await asyncio.to_thread(write_state, self._settings, "status.json", self._status)
+            await asyncio.to_thread(write_state, self._settings, "status.json", status)
         except (TransientError, OSError) as error:
             log.warning("status.json could not be written: %s", error)
 

@@ -28,10 +28,6 @@ class MarketSummary:
         self._seen: dict[str, list[str]] = {}
         self._series_count = 0
 
-    @property
-    def is_listening(self) -> bool:
-        return self.is_iec or self.is_oasis
-
     def start(self, name: str) -> None:
         if self.is_iec and name == "TimeSeries":
             self._series_count += 1
