@@ -1,7 +1,8 @@
 """Names of what Shoal measures: one list for the status file, Prometheus and the docs.
 
 Statistics are plain dataclasses that every actor returns from `statistics()`; the supervisor gathers them
-into `status.json`. Names end in their unit.
+into `status.json`. Names end in their unit. `stalled_s` is how long an actor's own loop or thread has not turned:
+0 while it works or idles, however slow its systems are.
 """
 
 from __future__ import annotations
@@ -36,7 +37,15 @@ class ReaderStatistics:
     in_flight_items: int
     in_flight_bytes: int
     oldest_item_s: float | None
-    oldest_item_stage: str | None
+    oldest_item_stage: str | None  # what the oldest waits for
+    oldest_item_position: str | None = None  # topic/partition@offset of the oldest
+    cluster: str = ""  # the Kafka cluster it is a client of
+    held_bytes: int = 0  # in flight: messages, and what was extracted and embedded of them (G6)
+    held_bytes_max: int = 0
+    paused_because: str | None = None
+    breakers: dict[str, str] = field(default_factory=dict)  # dependency -> why nothing is asked of it now
+    ended: int = 0  # messages that came to their end
+    stalled_s: float = 0.0
     outcomes: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     retries: int = 0
@@ -55,6 +64,8 @@ class FetcherStatistics:
     fetched_bytes: int
     failed: int
     extraction_kills: int
+    held_bytes: int = 0
+    stalled_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,7 @@ class EmbedderStatistics:
     requests: int
     tokens: int
     queued_texts: int
+    stalled_s: float = 0.0
     last_error: str | None = None
 
 
@@ -88,5 +100,6 @@ class WriterStatistics:
     chunks: int
     unindexed_rows: int
     maintenance: str
+    stalled_s: float = 0.0
     ended: str | None = None
     last_error: str | None = None

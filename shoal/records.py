@@ -76,17 +76,22 @@ class Announcement:
     outcome_id: str | None = None  # the publisher waits for the outcome under this name
     warnings: tuple[str, ...] = ()
     extra: str = "{}"  # JSON of the message's unknown fields
+    is_replay: bool = False  # a copy: `position` is the original's, whose rows it may write anew
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """A tombstone or an ObjectRemoved event; exactly one of `document_id` and `s3_path` is set."""
+    """A tombstone or an ObjectRemoved event; exactly one of `document_id` and `s3_path` is set.
+
+    `version_id`: the one version of the object that is gone; None where the object itself is.
+    """
 
     position: Position
     collection: str
     document_id: str | None
     s3_path: str | None = None
     outcome_id: str | None = None
+    version_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,12 +30,20 @@ _SECRET_NAME = re.compile(
 # Names that are a secret in one API and a plain choice in the next (sign=plus, code=A65, session=2).
 _AMBIGUOUS_NAME = re.compile(r"^(?:key|code|sign|hash|appid|session)$")
 _PLAIN_VALUE = re.compile(r"[\w-]{1,7}")
-_SECRET_VALUE = re.compile(
+_SHAPES = (
     r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?:AKIA|ASIA)[0-9A-Z]{16}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|xox[abp]-\S{10,}"
-    r"|[Bb](?:earer|asic) \S{8,}|[0-9a-fA-F]{32,}"
+    r"|[Bb](?:earer|asic) \S{8,}"
+)
+_SECRET_VALUE = re.compile(
+    rf"{_SHAPES}|[0-9a-fA-F]{{32,}}"
     # Base64 of 30 bytes and more: long, and of digits and both cases, which names of files and places are not.
     r"|(?=[^0-9]*[0-9])(?=[^a-z]*[a-z])(?=[^A-Z]*[A-Z])[A-Za-z0-9+/_-]{40,}={0,2}"
 )
+
+# In text that no parser takes (broken JSON, logs): name, separator, and a value that is quoted or has no blanks.
+_TOKEN_IN_TEXT = re.compile(rf"\b(?:{_SHAPES})")
+_NAME_IN_TEXT = re.compile(r"""(?<![\w.\-])([\w.\-]{1,100})\\?["']?\s{0,9}[:=]\s{0,9}\\?""")
+_VALUE_IN_TEXT = re.compile(r"""(["'])(?:\\.|(?!\1)[^\\\n])*|[^\s"',;&<>{}\[\]()\\]+""")
 
 
 def is_secret(name: str, value: str) -> bool:
@@ -82,3 +90,19 @@ def redact_json(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list):
         return [redact_json(item, depth + 1) for item in value]
     return value
+
+
+def redact_text(text: str) -> str:
+    """Free text, parsed or not, without credentials in its URLs, tokens of a known shape, and whatever follows a
+    secret-looking name. Names, hashes and everything else stay."""
+    text = _URL_IN_TEXT.sub(lambda match: redact_url(match.group()), text) if "://" in text else text
+    text = _TOKEN_IN_TEXT.sub(REDACTED, text)
+    kept: list[str] = []
+    place = 0
+    for name in _NAME_IN_TEXT.finditer(text):
+        if name.start() < place or not _SECRET_NAME.search(_NOT_A_LETTER.sub("", name[1].lower())):
+            continue
+        if value := _VALUE_IN_TEXT.match(text, name.end()):
+            kept += (text[place : name.end()], value[1] or "", REDACTED)
+            place = value.end()
+    return "".join((*kept, text[place:]))

@@ -136,7 +136,9 @@ class Settings(BaseSettings):
     in_flight_items_max: int = Field(
         256, ge=1, description="Documents in flight per reader; more pauses its partitions."
     )
-    in_flight_bytes_max: int = Field(128 * MIB, ge=MIB, description="Announced bytes in flight per reader.")
+    in_flight_bytes_max: int = Field(
+        128 * MIB, ge=MIB, description="Bytes in flight per reader: messages, extracted texts and vectors."
+    )
     transient_retry_s: float = Field(
         120.0, ge=0, description="How long one bad object is retried before it is a dead letter."
     )
@@ -152,6 +154,18 @@ class Settings(BaseSettings):
     commit_linger_ms: int = Field(250, ge=0, description="Age that closes a commit.")
     compact_commits: int = Field(40, ge=2, description="Commits between two compactions.")
     cleanup_age_s: float = Field(3600.0, ge=600.0, description="Age of table versions that cleanup may remove.")
+    hang_s: float = Field(
+        60.0, ge=5.0, description="An actor that answers nothing, or whose loop stands still, for so long is replaced."
+    )
+    start_s: float = Field(
+        300.0, ge=10.0, description="An actor that has not started (models, tables) after so long is replaced."
+    )
+    lease_s: float = Field(
+        120.0, ge=5.0, description="Actors that no supervisor has asked anything for so long end themselves."
+    )
+    drain_s: float = Field(
+        10.0, ge=0, le=600.0, description="How long a stop (Ctrl-C, SIGTERM) lets what is in flight finish."
+    )
     index_rows_min: int = Field(
         20_000, ge=256, description="Below this many chunks a search is exact, without an index."
     )

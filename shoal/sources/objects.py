@@ -63,6 +63,17 @@ class ObjectReader:
             warnings.append(f"the object is not what was announced: {stale}")
         return ObjectBody(body.data, body.etag, body.version_id, body.content_type, tuple(warnings))
 
+    def is_alive(self, dependency: str) -> bool:
+        """Whether `s3://bucket` or the local disk answers us at all, whatever it makes of a single object. Never
+        raises: an answer that refuses us is none."""
+        scheme, _, bucket = dependency.partition("://")
+        if scheme == "s3":
+            return self._s3.is_alive(bucket)
+        try:
+            return scheme != "file" or any(next(root.iterdir(), root) for root in self._settings.file_roots)
+        except OSError:
+            return False
+
     def _body(self, announcement: Announcement, etag: str | None) -> ObjectBody:
         bytes_max = self._settings.object_bytes_max
         if announcement.location is None:

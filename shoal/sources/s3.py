@@ -10,8 +10,9 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, BinaryIO
 
 import boto3.session
@@ -97,6 +98,16 @@ class S3Object:
     content_type: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ListedObject:
+    """One line of a listing; `etag` without quotes."""
+
+    key: str
+    size_bytes: int
+    modified_at: datetime
+    etag: str | None
+
+
 class S3Store:
     """Gets and puts objects. Thread-safe; the client is made at the first use."""
 
@@ -153,6 +164,34 @@ class S3Store:
             version_id=version_id if version_id != "null" else None,
             content_type=response.get("ContentType"),
         )
+
+    def is_alive(self, bucket: str) -> bool:
+        """Whether the bucket answers, and lets us in. Never raises."""
+        try:
+            self._client().head_bucket(Bucket=bucket)
+        except (BotoCoreError, ClientError, HTTPError, ShoalError):
+            return False
+        return True
+
+    def objects(self, bucket: str, prefix: str, after: str = "") -> Iterator[ListedObject]:
+        """The objects whose keys begin with `prefix` and come after `after`, in order, page by page.
+
+        Raises TransientError, ConfigurationError, BadDocument(LOCATION_REFUSED).
+        """
+        request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        if after:
+            request["StartAfter"] = after
+        while True:
+            try:
+                page = self._client().list_objects_v2(**request)
+            except (BotoCoreError, ClientError, HTTPError) as error:
+                raise translated(error, bucket) from error
+            for each in page.get("Contents", ()):
+                etag = (each.get("ETag") or "").strip('"') or None
+                yield ListedObject(each["Key"], int(each["Size"]), each["LastModified"], etag)
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
 
     def put(self, bucket: str, key: str, body: BinaryIO, content_type: str | None = None) -> None:
         """Store `body`, a seekable file, of at most 5 GB. Raises TransientError, ConfigurationError, BadDocument."""

@@ -1,7 +1,8 @@
 """S3 event notifications as work: AWS and MinIO `Records`, and EventBridge (contracts 1.2).
 
 An object created is announced under `{environment}:s3:{bucket}/{key}`; the reader gives it the id of the
-document that already has this s3_path, if there is one. An object removed is a deletion by s3_path. What
+document that already has this s3_path, if there is one. An object removed is a deletion by s3_path; where only one
+version of it was removed for good, of the document that was made of that version. What
 the bucket is about comes from the prefix rules of the settings. Events that change no object's bytes (reads,
 tags, restores), test events and the "folders" that consoles make ask for nothing. Formats as documented by
 AWS (major version 2 of the structure, unknown fields ignored) and as MinIO's source writes them.
@@ -59,6 +60,7 @@ class _Bucket(BaseModel):
 class _S3(BaseModel):
     bucket: _Bucket
     object: _Object
+    deletion_type: Annotated[str | None, Field(validation_alias="deletion-type", max_length=200)] = None  # EventBridge
 
 
 class _Event(BaseModel):
@@ -94,7 +96,9 @@ class Record(_Event):
             return _created(position, self.s3.bucket.name, key, self.s3.object, self.at, rules)
         # The expiry of one old version leaves the object's current one alone.
         if name.startswith(_REMOVALS) and not (name == "LifecycleExpiration:Delete" and self.s3.object.version_id):
-            return _removed(position, self.s3.bucket.name, key)
+            # A delete marker has a version id of its own: the object is gone, whatever its version was.
+            marker = name.endswith(":DeleteMarkerCreated")
+            return _removed(position, self.s3.bucket.name, key, None if marker else self.s3.object.version_id)
         return None
 
 
@@ -110,7 +114,10 @@ class BridgeEvent(_Event):
         bucket, item = self.detail.bucket.name, self.detail.object
         if self.name == "Object Created":
             return _created(position, bucket, item.key, item, self.at, rules)
-        return _removed(position, bucket, item.key) if self.name == "Object Deleted" else None
+        if self.name != "Object Deleted":
+            return None
+        marker = self.detail.deletion_type == "Delete Marker Created"
+        return _removed(position, bucket, item.key, None if marker else item.version_id)
 
 
 Shape = Literal["record", "bridge"]
@@ -164,7 +171,8 @@ def _created(
     version = compact(at)
     if item.sequencer and _SEQUENCER.fullmatch(item.sequencer):
         # Orders events of one key within a millisecond; lengths differ between stores, hence the padding.
-        version = f"{version}~{item.sequencer.upper().zfill(24)}"
+        # The fraction is always written: '.' sorts before '~', so a whole second would else come after its parts.
+        version = f"{compact(at.replace(microsecond=0))}.{at.microsecond:06d}~{item.sequencer.upper().zfill(24)}"
     return Announcement(
         position=position,
         collection=SCRAPER_COLLECTION,
@@ -181,13 +189,18 @@ def _created(
         collected_at=at,
         published_at=at,
         etag=item.etag or None,
-        version_id=item.version_id if item.version_id not in (None, "", "null") else None,
+        version_id=_version_id(item.version_id),
         expected_size_bytes=item.size,
         content_type=item.content_type or None,
     )
 
 
-def _removed(position: Position, bucket: str, key: str) -> Deletion:
+def _removed(position: Position, bucket: str, key: str, version_id: str | None) -> Deletion:
     location = f"s3://{bucket}/{key}"
     parse_location(location)
-    return Deletion(position, SCRAPER_COLLECTION, None, s3_path=location)
+    return Deletion(position, SCRAPER_COLLECTION, None, s3_path=location, version_id=_version_id(version_id))
+
+
+def _version_id(said: str | None) -> str | None:
+    """None where the bucket keeps no versions: S3 then says nothing, or 'null'."""
+    return said if said not in (None, "", "null") else None

@@ -3,13 +3,14 @@
 Pure: the stored rows and a batch of commands in, rows out. A command is applied once by its id: a fix's own id
 is its command's, so a redelivery after a crash finds it. The same fix reported again counts on the first
 report's row instead of standing beside it. What a command asks wrongly is its own failure: it gets a job row
-that says so and a dead letter, and the others go on.
+that says so and a dead letter, and the others go on. The same message delivered again fails the same way, even if
+what it lacked has come meanwhile; the same command sent again is another message, and is tried.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import orjson
 
 from shoal.errors import BadDocument, DeadReason
-from shoal.records import FENCE_ID, Ack, EmbeddedCommand, Failure, Outcome
+from shoal.records import FENCE_ID, Ack, EmbeddedCommand, Failure, Outcome, Position
 from shoal.store.rows import Row, check_key, check_vectors, clean
 from shoal.store.schemas import CollectionFacts
 
@@ -39,6 +40,11 @@ class CommandPlan:
     fixes: list[Row] = field(default_factory=list)
     jobs: list[Row] = field(default_factory=list)
     acks: list[Ack] = field(default_factory=list)
+
+
+def place(position: Position) -> str:
+    """Where a message stands in the log, as a failed command's job keeps it."""
+    return f"{position.cluster}/{position.topic}/{position.partition}/{position.offset}"
 
 
 def normalised(message: str | None) -> str:
@@ -69,23 +75,30 @@ def plan_commands(
     batch: Sequence[EmbeddedCommand],
     stored_fixes: Iterable[Row],
     done: Iterable[str],
+    failed: Mapping[str, tuple[str, str]],
     facts: CollectionFacts,
     collection: str,
     sequence: int,
     now: datetime,
 ) -> CommandPlan:
     """The plan for `batch`. `stored_fixes`: full rows of the fixes named by id, and of the unmerged ones of the
-    scrapers concerned; `done`: ids of commands already applied. `sequence` goes into the job rows."""
+    scrapers concerned; `done`: ids of commands already applied; `failed`: id -> (place in the log, error) of those
+    that failed last. `sequence` goes into the job rows."""
     plan = CommandPlan()
     fixes: dict[str, Row] = {row["id"]: row for row in stored_fixes}
     by_key: dict[FixKey, Row] = {fix_key(row): row for row in fixes.values() if row["merged_into"] is None}
     changed: dict[str, Row] = {}
     applied = set(done)
+    told = dict(failed)
     jobs: dict[str, Row] = {}
     for item in batch:
         command = item.command
         if command.command_id in applied:
             plan.acks.append(Ack(Outcome.UNCHANGED))
+            continue
+        at, said = told.get(command.command_id, ("", ""))
+        if at == place(command.position):
+            plan.acks.append(Ack(Outcome.DEAD_LETTERED, Failure(DeadReason.SCHEMA_INVALID, said, "write")))
             continue
         error: str | None = None
         result: dict[str, Any] = {}
@@ -111,6 +124,9 @@ def plan_commands(
                 continue  # the id itself can't be stored, or belongs to another collection's record
         if error is None:
             applied.add(command.command_id)
+        else:
+            told[command.command_id] = (place(command.position), error)
+            result = {"position": place(command.position)}
         jobs[command.command_id] = {
             "command_id": command.command_id,
             "kind": clean(command.kind),

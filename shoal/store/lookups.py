@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import orjson
+
 from shoal.errors import BadDocument
-from shoal.records import Deletion, Embedded, EmbeddedCommand, Position
+from shoal.records import FENCE_ID, Deletion, Embedded, EmbeddedCommand, Position
 from shoal.store.commands import FIX_NAME_MAX, fix_body
-from shoal.store.planning import Tombstone, Version
+from shoal.store.planning import Tombstone, Version, read_mark
 from shoal.store.rows import Row
 from shoal.store.schemas import (
     FIX_COLUMNS,
     IS_CURRENT,
     IS_DOCUMENT,
     METADATA_KEY,
+    TOMBSTONE,
     VECTOR_COLUMNS,
     revision,
     tombstone_revision,
@@ -25,13 +28,13 @@ from shoal.store.schemas import (
 from shoal.store.tables import FencedTable
 
 _COLUMNS = (
-    "revision", "id", "version", "sha256_hash", "s3_path", "validation_status", "superseded_at", "fence",
+    "revision", "id", "version", "sha256_hash", "s3_path", "version_id", "validation_status", "superseded_at", "fence",
     "kafka_cluster", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp_ms",
 )  # fmt: skip
 
 
 def stored_documents(metadata: FencedTable, batch: Sequence[Embedded | Deletion]) -> list[Version | Tombstone]:
-    """The stored versions and tombstones that `planning.plan` asks for. Raises TransientError."""
+    """The stored versions, marks and tombstones that `planning.plan` asks for. Raises TransientError."""
     announced = {item.fetched.announcement.document_id for item in batch if isinstance(item, Embedded)}
     revisions = {
         revision(item.fetched.announcement.document_id, item.fetched.announcement.version)
@@ -41,13 +44,15 @@ def stored_documents(metadata: FencedTable, batch: Sequence[Embedded | Deletion]
     deleted = {item.document_id for item in batch if isinstance(item, Deletion) and item.document_id is not None}
     paths = [item.s3_path for item in batch if isinstance(item, Deletion) and item.s3_path is not None]
     if paths:
-        at_paths = metadata.rows_of(("id",), "s3_path", paths, IS_CURRENT)
-        # A document of this very batch may lie at a deleted path as well.
+        at_paths = metadata.rows_of(("id",), "s3_path", paths, IS_DOCUMENT)
+        # A document of this very batch may lie at a removed path as well.
         deleted |= {row["id"] for row in at_paths} | announced
+    announced.discard(FENCE_ID)  # its row is none of theirs: the plan refuses such a document
+    deleted.discard(FENCE_ID)
     stones = {tombstone_revision(document_id) for document_id in announced | deleted}
     rows = [
-        *metadata.rows_of(_COLUMNS, "id", deleted, IS_DOCUMENT),
-        *metadata.rows_of(_COLUMNS, "id", announced - deleted, IS_CURRENT),
+        *metadata.rows_of(_COLUMNS, "id", deleted),
+        *metadata.rows_of(_COLUMNS, "id", announced - deleted, f"({IS_CURRENT} OR fence IS NOT NULL)"),
         *metadata.rows_of(_COLUMNS, METADATA_KEY, stones | revisions),
     ]
     return [stored_version(row) for row in {row[METADATA_KEY]: row for row in rows}.values()]
@@ -58,8 +63,9 @@ def stored_version(row: Row) -> Version | Tombstone:
     position = Position(
         row["kafka_cluster"], row["kafka_topic"], row["kafka_partition"], row["kafka_offset"], row["kafka_timestamp_ms"]
     )
-    if row["fence"] is not None:
+    if row["fence"] == TOMBSTONE:
         return Tombstone(row["id"], position)
+    removed_at, removed_id = (None, None) if row["fence"] is None else read_mark(row["fence"])
     return Version(
         document_id=row["id"],
         version=row["version"],
@@ -67,14 +73,18 @@ def stored_version(row: Row) -> Version | Tombstone:
         position=position,
         is_good=row["validation_status"] == "indexed",
         s3_path=row["s3_path"],
+        version_id=row.get("version_id"),
+        removed_at=removed_at,
+        removed_id=removed_id,
         is_current=row["superseded_at"] is None,
     )
 
 
 def stored_commands(
     fixes: FencedTable, jobs: FencedTable, batch: Sequence[EmbeddedCommand]
-) -> tuple[list[Row], list[str]]:
-    """The stored fixes that `commands.plan_commands` asks for, and the ids of the commands already done."""
+) -> tuple[list[Row], list[str], dict[str, tuple[str, str]]]:
+    """What `commands.plan_commands` asks for: the stored fixes, the ids of the commands already done, and of those
+    that failed where they stood in the log and why."""
     ids = [item.command.command_id for item in batch]
     named, scrapers = set(ids), set[str]()
     for item in batch:
@@ -90,5 +100,11 @@ def stored_commands(
     found = fixes.rows_of(columns, "id", named, IS_DOCUMENT)
     found += fixes.rows_of(columns, "id", [row["merged_into"] for row in found if row["merged_into"]], IS_DOCUMENT)
     found += fixes.rows_of(columns, "scraper_name", scrapers, f"merged_into IS NULL AND {IS_DOCUMENT}")
-    done = jobs.rows_of(("command_id", "status"), "command_id", ids, IS_DOCUMENT)
-    return found, [row["command_id"] for row in done if row["status"] == "done"]
+    known = jobs.rows_of(("command_id", "status", "error", "result"), "command_id", ids, IS_DOCUMENT)
+    done = [row["command_id"] for row in known if row["status"] == "done"]
+    failed = {
+        row["command_id"]: (str(orjson.loads(row["result"]).get("position")), row["error"] or "")
+        for row in known
+        if row["status"] != "done" and row["result"]
+    }
+    return found, done, failed

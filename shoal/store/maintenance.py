@@ -2,7 +2,8 @@
 
 It runs in the writer's thread while nothing is staged, so it never competes with our own commits (facts 3.2);
 a conflict with anybody else's leaves the step for later. After each step the table is read anew, fence and
-all: upkeep commits are not fenced by themselves, and must not carry the writer past another's epoch.
+all, so that no upkeep carries the writer past another's epoch. A compaction rewrites the fence row as well and so
+is refused to a zombie like any commit; an index that a zombie still builds lands, and is right.
 
 What is here is right but simple: everything is due by count or by age. A search is right without any of it,
 only slower: unindexed rows are scanned, and exactly.
@@ -10,14 +11,20 @@ only slower: unindexed rows are scanned, and exactly.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from functools import partial
+from operator import methodcaller
 from typing import Any
 
+from lance.optimize import Compaction, CompactionOptions, CompactionTask
+
 from shoal.errors import TransientError
+from shoal.faults import reach
 from shoal.settings import Settings
+from shoal.store.orphans import fileless_indexes, sweep, sweep_state
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
 from shoal.store.tables import FencedTable, lance_errors
 
@@ -82,6 +89,7 @@ class Maintenance:
 
     def __init__(self, tables: dict[TableKind, FencedTable], settings: Settings) -> None:
         self._tables = tables
+        self._uri = tables["metadata"].uri.rpartition("/")[0]
         self._compact_commits = settings.compact_commits
         self._cleanup_age = timedelta(seconds=settings.cleanup_age_s)
         self._index_rows_min = settings.index_rows_min
@@ -103,6 +111,11 @@ class Maintenance:
         self._steps.clear()
         self._steps.extend(self._index_steps(AT_ONCE))
         self._count_unindexed()
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether steps are queued; after `reopened`, the ones that readers wait for."""
+        return bool(self._steps)
 
     def step(self, epoch: int, now: datetime) -> str | None:
         """Do the next due thing and say what it was. Raises FencedError, TransientError; then the table is
@@ -131,10 +144,8 @@ class Maintenance:
             self._rows_since_fold = 0
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
-        if self._cleaned_at is None:
-            self._cleaned_at = now
-        elif now - self._cleaned_at >= self._cleanup_age / 2:
-            self._cleaned_at = now
+        if self._cleaned_at is None or now - self._cleaned_at >= self._cleanup_age / 2:
+            self._cleaned_at = now  # at the start too: the writer before us may have been killed
             for kind in self._tables:
                 self._steps.append(partial(self._clean, kind))
 
@@ -149,6 +160,8 @@ class Maintenance:
         """Run `operation` on the latest version of a table, then hold the version after it."""
         table = self._tables[kind]
         table.settle(epoch)
+        if "index" in doing:
+            reach("writer.indexing")
         try:
             with lance_errors(f"{doing} {table.uri}"):
                 return operation(table.dataset)
@@ -197,13 +210,25 @@ class Maintenance:
     def _compact(self, kind: TableKind, epoch: int) -> str | None:
         table = self._tables[kind]
         target = FRAGMENT_BYTES // (4 * table.facts.width + _ROW_TEXT_BYTES)
-        metrics = self._on(
-            kind, epoch, "compacting",
-            lambda dataset: dataset.optimize.compact_files(
-                target_rows_per_fragment=target, max_source_bytes=COMPACTION_BYTES_MAX
-            ),
-        )  # fmt: skip
-        if not metrics.fragments_removed:
+        options: CompactionOptions = {"target_rows_per_fragment": target, "max_source_bytes": COMPACTION_BYTES_MAX}
+        from_json: Any = CompactionTask.from_json  # type: ignore[attr-defined]
+
+        def compact(dataset: Any) -> Any:
+            tasks: list[Any] = list(Compaction.plan(dataset, options).tasks)
+            if not tasks:
+                return None
+            fence = table.fence_fragment()
+            if not any(fragment.id == fence for task in tasks for fragment in task.fragments):
+                # Its own task. The fence's fragment is the last batch's: the least of what is rewritten here.
+                alone = json.loads(tasks[0].json())
+                alone["task"]["fragments"] = [dataset.get_fragment(fence).metadata.to_json()]
+                tasks.append(from_json(json.dumps(alone)))
+            rewritten = [task.execute(dataset) for task in tasks]
+            reach("writer.compacting")
+            return Compaction.commit(dataset, rewritten, options)
+
+        metrics = self._on(kind, epoch, "compacting", compact)
+        if metrics is None or not metrics.fragments_removed:
             return None
         return f"compacted {kind}: {metrics.fragments_removed} fragments into {metrics.fragments_added}"
 
@@ -226,12 +251,27 @@ class Maintenance:
         return f"folded new rows into the indexes of {kind}"
 
     def _clean(self, kind: TableKind, epoch: int) -> str | None:
-        """Remove versions older than the age, and their files. Never less: readers still hold them (facts 4)."""
-        stats = self._on(
-            kind, epoch, "cleaning",
-            lambda dataset: dataset.cleanup_old_versions(self._cleanup_age, error_if_tagged_old_versions=False),
-        )  # fmt: skip
-        return f"removed {stats.old_versions} old versions of {kind}, {stats.bytes_removed} bytes"
+        """Remove versions older than the age, and their files. Never less: readers still hold them (facts 4).
+        Then what killed writers left that is as old, and the indexes that lack their files."""
+        table = self._tables[kind]
+
+        def clean(dataset: Any) -> Any:
+            stats = dataset.cleanup_old_versions(self._cleanup_age, error_if_tagged_old_versions=False)
+            reach("writer.cleaning")
+            return stats
+
+        stats = self._on(kind, epoch, "cleaning", clean)
+        swept = sweep(table, self._cleanup_age)
+        if kind == "metadata":
+            sweep_state(self._uri, self._cleanup_age)
+        for name in fileless_indexes(table):
+            self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
+            self._steps.extend(self._index_steps(AT_ONCE))
+            self._commits = self._compact_commits  # the others come with the next round
+        return (
+            f"removed {stats.old_versions} old versions of {kind}, {stats.bytes_removed} bytes, and "
+            f"{swept.files} orphans, {swept.size_bytes} bytes"
+        )
 
     def _indexed(self, kind: TableKind) -> dict[str, int]:
         """Index name -> rows it holds."""

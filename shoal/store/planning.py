@@ -6,7 +6,11 @@ same current versions:
   (a failed newer version never hides the last good one), then (version, Kafka timestamp, position, sha256).
 - A deletion removes every version that stands before it in the log, and leaves a tombstone, so that a version
   from before it that arrives later is not raised from the dead.
-- A row's key is (id, version): of two deliveries of one version the later in the log stands.
+- A row's key is (id, version): of two deliveries of one version the later in the log stands. Only a copy made by
+  `shoal replay` writes anew what its original wrote.
+- The removal of an object takes the versions that lay there and stand before it in the log, and no others. Each
+  leaves a mark: a version from before the removal that ranks below the mark stays history, so that what a document
+  was before does not come back; one that ranks above, or lies elsewhere, is not touched, whichever arrives first.
 The one case that order can't mend: a deletion that is overtaken by a *lower* version announced after it. That
 version's text is already dropped; its row then becomes current with the status `error` and says so.
 
@@ -15,14 +19,15 @@ It takes no decision that the tables must take (the fence), and asks nothing of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from shoal.errors import BadDocument, DeadReason
+from shoal.errors import BadDocument, DeadReason, PermanentError
 from shoal.records import FENCE_ID, Ack, Deletion, Embedded, Failure, Outcome, Position
 from shoal.store.rows import Row, check_key, check_storable, chunk_rows, metadata_row
-from shoal.store.schemas import TOMBSTONE, CollectionFacts, revision, tombstone_revision
+from shoal.store.schemas import REMOVED, TOMBSTONE, CollectionFacts, revision, tombstone_revision
 
 TEXT_DROPPED = "a later version was deleted after this one was stored without text: announce it again"
 
@@ -40,6 +45,9 @@ class Version:
     position: Position
     is_good: bool
     s3_path: str | None = None
+    version_id: str | None = None
+    removed_at: Position | None = None  # only a mark is left of it: its object was removed there ...
+    removed_id: str | None = None  # ... by a removal of this version id, or of the whole object
     is_current: bool = False
     embedded: Embedded | None = None
     error: str | None = None
@@ -85,10 +93,13 @@ class CommitPlan:
 
 
 def precedes(earlier: Position, later: Position) -> bool:
-    """Whether `earlier` stands at or before `later` in the log: by offset within one partition, else by time."""
-    if (earlier.cluster, earlier.topic, earlier.partition) == (later.cluster, later.topic, later.partition):
+    """Whether `earlier` stands at or before `later` in the log: by offset within one partition, else by time, and in
+    one millisecond by their names, so that it is one order for everyone (of two deletions only one is kept)."""
+    one = (earlier.cluster, earlier.topic, earlier.partition)
+    other = (later.cluster, later.topic, later.partition)
+    if one == other:
         return earlier.offset <= later.offset
-    return earlier.timestamp_ms <= later.timestamp_ms
+    return (earlier.timestamp_ms, *one) < (later.timestamp_ms, *other)
 
 
 @dataclass(slots=True)
@@ -98,8 +109,18 @@ class _Document:
     versions: dict[str, Version] = field(default_factory=dict)
     tombstone: Tombstone | None = None
 
+    def marks(self) -> list[tuple[Version, Position]]:
+        return [(version, version.removed_at) for version in self.versions.values() if version.removed_at is not None]
+
     def current(self) -> Version | None:
-        return max(self.versions.values(), key=lambda version: version.rank, default=None)
+        marks = self.marks()
+        live = (
+            version
+            for version in self.versions.values()
+            if version.removed_at is None
+            and not any(version.rank < mark.rank and precedes(version.position, at) for mark, at in marks)
+        )
+        return max(live, key=lambda version: version.rank, default=None)
 
 
 def plan(
@@ -110,7 +131,8 @@ def plan(
     now: datetime,
 ) -> CommitPlan:
     """The plan for `batch`, in its order. `stored`: of every id concerned the current row, the rows of the
-    batch's revisions and the tombstone; all rows of an id that is deleted; the current rows of deleted paths."""
+    batch's revisions, the marks and the tombstone; all rows of an id that is deleted, or has a version at a path of
+    which the object is removed."""
     documents: dict[str, _Document] = {}
     before: dict[str, Version] = {}
     old_tombstones: dict[str, Tombstone] = {}
@@ -178,6 +200,7 @@ def _arriving(item: Embedded, facts: CollectionFacts) -> tuple[Version, Failure 
         position=announcement.position,
         is_good=error is None,
         s3_path=announcement.location,
+        version_id=fetched.version_id or announcement.version_id,
         embedded=item,
         error=error,
     )
@@ -189,11 +212,19 @@ def _insert(version: Version, documents: dict[str, _Document], failure: Failure 
     if not version.sha256:  # nothing was read: there is no file to keep a row of
         return late
     document = documents.setdefault(version.document_id, _Document())
-    if document.tombstone is not None and precedes(version.position, document.tombstone.position):
+    stone = document.tombstone
+    # At one position stand the records of one message, which are applied in their order: what this one created after
+    # removing it stays. Where it was the other way round, the removal comes again right behind.
+    if stone is not None and version.position != stone.position and precedes(version.position, stone.position):
         return late
+    for mark, at in document.marks():
+        lay_there = mark.removed_id is None and mark.s3_path is not None and mark.s3_path == version.s3_path
+        is_no_later = mark.revision == version.revision and version.rank <= mark.rank
+        if (lay_there or is_no_later) and version.position != at and precedes(version.position, at):
+            return late
     current = document.current()
     same = document.versions.get(version.revision)
-    if same is not None and version.rank <= same.rank:
+    if same is not None and same.removed_at is None and not _stands_over(version, same):
         if version.is_good and version.sha256 == same.sha256:
             return Ack(Outcome.UNCHANGED)
         return late
@@ -204,20 +235,23 @@ def _insert(version: Version, documents: dict[str, _Document], failure: Failure 
     return Ack(Outcome.UNCHANGED if unchanged else Outcome.INDEXED)
 
 
+def _stands_over(version: Version, same: Version) -> bool:
+    """Whether `version` takes the row of the same revision: it is later in the log, or it is a copy of the very
+    message, which is sent to mend that row and its chunks."""
+    is_copy = version.embedded is not None and version.embedded.fetched.announcement.is_replay
+    return version.rank[:-1] >= same.rank[:-1] if is_copy else version.rank > same.rank
+
+
 def _delete(item: Deletion, documents: dict[str, _Document], collection: str) -> Ack:
     _check_collection(item.collection, collection)
+    remains = False
     if item.document_id is not None:
         check_key("id", item.document_id)
         if item.document_id == FENCE_ID:
             raise BadDocument(DeadReason.WRITE_REJECTED, f"{FENCE_ID} is no document's id")
         ids = [item.document_id]
     else:
-        ids = [
-            document_id
-            for document_id, document in documents.items()
-            if (current := document.current()) is not None and current.s3_path == item.s3_path
-        ]
-    remains = False
+        return _remove(item, documents)
     for document_id in ids:
         document = documents.setdefault(document_id, _Document())
         if document.tombstone is None or precedes(document.tombstone.position, item.position):
@@ -227,6 +261,30 @@ def _delete(item: Deletion, documents: dict[str, _Document], collection: str) ->
                 del document.versions[key]
         remains = remains or document.current() is not None
     return Ack(Outcome.SUPERSEDED if remains else Outcome.DELETED)
+
+
+def _remove(item: Deletion, documents: dict[str, _Document]) -> Ack:
+    """The object of `item.s3_path` went: every version that lay there and stands before it in the log goes with it."""
+    remains = False
+    for document in documents.values():
+        there = [version for version in document.versions.values() if _lies_there(version, item)]
+        taken = [version for version in there if precedes(version.position, item.position)]
+        for version in taken:
+            at, named = item.position, item.version_id
+            if version.removed_at is not None and precedes(version.removed_at, at):
+                at, named = version.removed_at, version.removed_id  # it was gone already
+            document.versions[version.revision] = replace(version, removed_at=at, removed_id=named, embedded=None)
+        current = document.current()
+        remains = remains or (current is not None and _lies_there(current, item))
+    return Ack(Outcome.SUPERSEDED if remains else Outcome.DELETED)
+
+
+def _lies_there(version: Version, item: Deletion) -> bool:
+    """Whether what `item` removes is this version: of an object that keeps versions, one may go while a later one
+    stays. Where either side names no version, the object itself is meant."""
+    if version.s3_path != item.s3_path:
+        return False
+    return item.version_id is None or version.version_id is None or version.version_id == item.version_id
 
 
 def _write_down(
@@ -249,7 +307,10 @@ def _write_down(
         current = document.current()
         result.documents += (current is not None) - (document_id in had_current)
         for key, version in document.versions.items():
-            if version.embedded is not None:
+            if version.removed_at is not None:
+                if key not in before or before[key].removed_at != version.removed_at:
+                    result.metadata.append(_mark_row(version, version.removed_at, collection, now))
+            elif version.embedded is not None:
                 row = metadata_row(version.embedded, facts, error=version.error, now=now)
                 if version is not current:
                     row |= {"superseded_at": now, "schema_embedding": None}
@@ -270,17 +331,55 @@ def _write_down(
 
 
 def _tombstone_row(tombstone: Tombstone, collection: str, now: datetime) -> Row:
-    at = tombstone.position
     return {
         "revision": tombstone_revision(tombstone.document_id),
         "id": tombstone.document_id,
         "collection": collection,
         "superseded_at": now,
+        **_place(tombstone.position),
+        "indexed_at": now,
+        "fence": TOMBSTONE,
+    }
+
+
+def _mark_row(version: Version, removed_at: Position, collection: str, now: datetime) -> Row:
+    """What remains of the row of a version whose object was removed: what `Version` knows, invisible to readers."""
+    return {
+        "revision": version.revision,
+        "id": version.document_id,
+        "version": version.version,
+        "collection": collection,
+        "sha256_hash": version.sha256,
+        "s3_path": version.s3_path,
+        "version_id": version.version_id,
+        "validation_status": "indexed" if version.is_good else "error",
+        "superseded_at": now,
+        **_place(version.position),
+        "indexed_at": now,
+        "fence": mark_text(removed_at, version.removed_id),
+    }
+
+
+def _place(at: Position) -> Row:
+    return {
         "kafka_cluster": at.cluster,
         "kafka_topic": at.topic,
         "kafka_partition": at.partition,
         "kafka_offset": at.offset,
         "kafka_timestamp_ms": at.timestamp_ms,
-        "indexed_at": now,
-        "fence": TOMBSTONE,
     }
+
+
+def mark_text(removed_at: Position, removed_id: str | None) -> str:
+    """The `fence` of a mark: where its object was removed, and which version of it (None: all)."""
+    at = removed_at
+    return json.dumps({REMOVED: [at.cluster, at.topic, at.partition, at.offset, at.timestamp_ms, removed_id]})
+
+
+def read_mark(text: str) -> tuple[Position, str | None]:
+    """(where the object was removed, which version of it) from the `fence` of a mark. Raises PermanentError."""
+    try:
+        cluster, topic, partition, offset, timestamp_ms, removed_id = json.loads(text)[REMOVED]
+        return Position(cluster, topic, partition, offset, timestamp_ms), removed_id
+    except (KeyError, TypeError, ValueError) as error:
+        raise PermanentError(f"a row's mark can't be read ({error}): restore the table from a backup") from None

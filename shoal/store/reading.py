@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import lancedb
 import pyarrow as pa
@@ -53,6 +53,15 @@ _PHRASE: Any = PhraseQuery
 
 Row = dict[str, Any]
 T = TypeVar("T")
+
+
+class Folding(Protocol):
+    """What takes the batches of a pass."""
+
+    def take(self, batch: pa.RecordBatch) -> None: ...
+
+
+F = TypeVar("F", bound=Folding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +234,18 @@ class Tables:
                     [ColumnOrdering(column_name=name, ascending=up, nulls_first=False) for name, up in order]
                 )
             return _plain(await query.to_arrow())
+
+        return await self._read(kind, read)
+
+    async def folded(self, kind: TableKind, where: str, columns: Sequence[str], start: Callable[[], F]) -> F:
+        """All rows that match, batch by batch through `start().take`, on a thread: a pass over a large table holds
+        neither its memory nor the event loop. Begun anew where the version vanishes on the way."""
+
+        async def read(table: Any) -> F:
+            fold = start()
+            async for batch in await table.query().where(where).select(list(columns)).to_batches():
+                await asyncio.to_thread(fold.take, batch)
+            return fold
 
         return await self._read(kind, read)
 

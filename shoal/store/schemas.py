@@ -5,7 +5,8 @@ layout can add columns. What a collection is (model, width, layout) stands in ea
 in the fence row; readers take it from there. Pure: no I/O. Contracts 2 fixes the names.
 
 Rows that are no documents have a non-null `fence`: the fence row itself (its JSON) and, in the metadata
-table, the tombstones by which the writer knows that an id was deleted (`TOMBSTONE`). `IS_DOCUMENT` leaves out both.
+table, the tombstones by which the writer knows that an id was deleted (`TOMBSTONE`), and the marks of versions whose
+object was removed (`REMOVED`). `IS_DOCUMENT` leaves out both.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ IS_CURRENT = "(superseded_at IS NULL AND fence IS NULL)"
 """SQL predicate of the metadata rows that are the current version of their document."""
 TOMBSTONE = "deleted"
 """The `fence` value of a metadata row that remembers a deletion and its place in the log."""
+REMOVED = "removed"
+"""In the `fence` of a metadata row (JSON) of which only a mark is left: the version's object was removed."""
 
 FIXES_TABLE = "scraper_fixes"
 JOBS_TABLE = "shoal_jobs"

@@ -22,6 +22,7 @@ from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.store import advice, scanning
 from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
 from shoal.store.cursors import OFFSET_MAX, CursorError, OffsetCursor, decode, encode, fingerprint
+from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
 from shoal.store.keywords import Keywords, parse_keywords
 from shoal.store.ranked import METADATA_ROW, Candidate, Ranking, rank, rows_among
@@ -48,6 +49,7 @@ class SearchIndex:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self._feeds = FeedReader(tables)
 
     @classmethod
     async def open(
@@ -65,6 +67,7 @@ class SearchIndex:
         return cls(tables)
 
     async def close(self) -> None:
+        await self._feeds.close()
         await self._tables.close()
 
     @property
@@ -283,6 +286,10 @@ class SearchIndex:
         condition = where(IS_DOCUMENT, Equals("command_id", command_id), columns={"command_id": "text"})
         rows = await self._tables.rows("jobs", condition, JOB_COLUMNS, 1)
         return rows[0] if rows else None
+
+    async def feeds(self) -> Catalogue | None:
+        """Every dataset with its cadence, about a minute old; None while the first look is under way."""
+        return await self._feeds.catalogue()
 
     async def freshness(self) -> Freshness:
         """How far the tables are now, at most a refresh interval old."""

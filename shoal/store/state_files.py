@@ -19,6 +19,8 @@ from shoal.errors import TransientError
 from shoal.settings import Settings
 
 DIRECTORY = "_shoal"
+UNFINISHED_PREFIX = ".writing-"
+"""Begins the name of a file that is not whole yet; the table writer removes those whose writer was killed."""
 
 
 def write_state(settings: Settings, name: str, value: Any) -> None:
@@ -33,10 +35,14 @@ def write_state(settings: Settings, name: str, value: Any) -> None:
         return
     directory = Path(settings.tables_uri) / DIRECTORY
     directory.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=directory)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.replace(temporary, directory / name)
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix=UNFINISHED_PREFIX)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, directory / name)
+    except BaseException:  # a full disk; what is left would keep it full
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def read_state(settings: Settings, name: str) -> Any | None:

@@ -45,8 +45,9 @@ class CommitRefused(TransientError):
 _REFUSED = ("commit conflict", "incompatible transaction", "preempted by", "too many concurrent writers")
 _MISCONFIGURED = (
     "accessdenied", "access denied", "invalidaccesskeyid", "signaturedoesnotmatch", "nosuchbucket", "forbidden",
-    "permission denied", "read-only file system", "unauthorized", "expiredtoken", "no space left",
+    "permission denied", "read-only file system", "unauthorized", "expiredtoken",
 )  # fmt: skip
+_FULL = ("no space left", "(os error 28)", "disk quota exceeded", "(os error 122)")
 
 
 @contextmanager
@@ -75,6 +76,10 @@ def _ours(doing: str, error: Exception) -> TransientError | ConfigurationError:
     text = str(error).lower()
     if any(mark in text for mark in _REFUSED):
         return CommitRefused(f"{doing}: {_short(error)}")
+    if any(mark in text for mark in _FULL):
+        return ConfigurationError(
+            f"{doing}: the disk is full: free space on it, or give the tables more; the writer then goes on by itself"
+        )
     if any(mark in text for mark in _MISCONFIGURED):
         return ConfigurationError(f"{doing}: {_short(error)}: check LANCEDB_PATH, its permissions and the AWS_ keys")
     return TransientError(f"{doing}: {_short(error)}")
@@ -126,7 +131,7 @@ class FencedTable:
         self.kind: TableKind = kind
         self.uri = uri
         self.dataset = dataset
-        self._options = options
+        self.options = options
         self.schema: pa.Schema = dataset.schema
         self.facts = collection_facts(self.schema)
         self.fence = self._read_fence()
@@ -164,7 +169,7 @@ class FencedTable:
     def refresh(self) -> None:
         """Move to the latest version, whoever wrote it, and read its fence."""
         with lance_errors(f"opening {self.uri}"):
-            self.dataset = lance.dataset(self.uri, storage_options=self._options or None)
+            self.dataset = lance.dataset(self.uri, storage_options=self.options or None)
         self.fence = self._read_fence()
 
     def check_epoch(self, epoch: int) -> None:
@@ -211,6 +216,13 @@ class FencedTable:
             self.dataset = lance.LanceDataset.commit(self.dataset, transaction, max_retries=0)
         self.fence = fence
 
+    def fence_fragment(self) -> int:
+        """The fragment that holds the fence row. Whatever rewrites it is refused once anybody else has."""
+        with lance_errors(f"reading the fence of {self.uri}"):
+            scanner = self.dataset.scanner(columns=[], filter=FENCE_PREDICATES[self.kind], with_row_address=True)
+            (address,) = scanner.to_table()["_rowaddr"].to_pylist()
+        return int(address) >> 32
+
     def undo(self, sequence: int, fence: Fence) -> None:
         """Put back the rows of the newest version whose fence is not past `sequence`, and set `fence`.
 
@@ -230,7 +242,7 @@ class FencedTable:
         for earlier in range(version - 1, max(0, version - ROLLBACK_VERSIONS_MAX), -1):
             try:
                 with lance_errors(f"opening version {earlier} of {self.uri}"):
-                    dataset = lance.dataset(self.uri, version=earlier, storage_options=self._options or None)
+                    dataset = lance.dataset(self.uri, version=earlier, storage_options=self.options or None)
             except ValueError:  # cleaned up; the one looked for is kept for as long as nothing whole follows it
                 continue
             if self._read_fence(dataset).commit_sequence <= sequence:

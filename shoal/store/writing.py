@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from shoal.errors import ConfigurationError, FencedError, TransientError
+from shoal.faults import reach
 from shoal.records import SCRAPER_COLLECTION, Ack, Deletion, EmbeddedCommand, Progress, Writable
 from shoal.settings import Settings
 from shoal.store.commands import CommandPlan, plan_commands
@@ -47,6 +48,9 @@ from shoal.store.tables import CommitRefused, FencedTable, in_list
 ATTEMPTS_MAX = 5
 """Plans of one batch before the caller is told to come back: index builds and compactions elsewhere refuse a
 commit now and then, not five in a row."""
+PATIENCE = {"client_max_retries": "3", "retry_timeout": "30s"}
+"""Of Lance with S3. Its own (10 and 180 s) hold the writer's thread for an hour when the network goes silent, each
+request of a commit for three minutes; whoever called us tries again anyway, and says meanwhile why it waits."""
 _KINDS: tuple[TableKind, ...] = ("metadata", "vectors", "fixes", "jobs")
 
 
@@ -54,7 +58,8 @@ def storage_options(settings: Settings) -> dict[str, str]:
     """What Lance needs to reach the tables: nothing on disk; for s3:// the endpoint, and the AWS_ variables."""
     if not settings.tables_uri.startswith("s3://"):
         return {}
-    options = {
+    options = dict(PATIENCE)
+    options |= {
         name: value
         for name, value in {
             "aws_access_key_id": os.environ.get("AWS_ACCESS_KEY_ID"),
@@ -157,8 +162,8 @@ class TableWriter:
         for _ in range(ATTEMPTS_MAX):
             try:
                 writer._take()
-                while writer.maintain(now):  # the indexes that readers can't do without
-                    pass
+                while writer._maintenance.is_pending:  # the indexes that readers can't do without
+                    writer.maintain(now)
                 return writer
             except CommitRefused:
                 continue
@@ -238,6 +243,8 @@ class TableWriter:
         tokens = {kind: table.fence.token for kind, table in self._tables.items()}
         for kind in _KINDS:
             table = self._tables[kind]
+            if kind == "vectors":
+                reach("writer.opening")  # some tables ours, some not yet
             mine = replace(table.fence, epoch=self._epoch, token=uuid.uuid4().hex)
             if kind == "vectors":
                 whole = self._metadata.fence.commit_sequence
@@ -254,12 +261,16 @@ class TableWriter:
     def _write(self, planned: _Planned, fence: Fence) -> None:
         documents, commands = planned.documents, planned.commands
         if documents.touches_chunks:
+            reach("writer.before_chunks")
             other = in_list("metadata_id", documents.replaced) if documents.replaced else None
             self._vectors.commit(documents.chunks, fence, other)
+            reach("writer.after_chunks")
         if commands.fixes:
             self._fixes.commit(commands.fixes, fence)
         removed = in_list(METADATA_KEY, documents.removed) if documents.removed else None
+        reach("writer.before_metadata")
         self._metadata.commit([*documents.metadata, *self._restamped(documents, fence)], fence, removed)
+        reach("writer.after_metadata")
         if commands.jobs:
             self._jobs.commit(commands.jobs, fence)
 
@@ -288,8 +299,10 @@ class TableWriter:
             stored = stored_documents(self._metadata, documents)
             planned.documents = plan(documents, stored, self._facts, self._collection, now)
         if commands:
-            fixes, done = stored_commands(self._fixes, self._jobs, commands)
-            planned.commands = plan_commands(commands, fixes, done, self._facts, self._collection, sequence, now)
+            fixes, done, failed = stored_commands(self._fixes, self._jobs, commands)
+            planned.commands = plan_commands(
+                commands, fixes, done, failed, self._facts, self._collection, sequence, now
+            )
         of_documents, of_commands = iter(planned.documents.acks), iter(planned.commands.acks)
         planned.acks = [next(of_commands if isinstance(item, EmbeddedCommand) else of_documents) for item in batch]
         return planned

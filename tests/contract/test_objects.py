@@ -180,3 +180,18 @@ def test_an_old_version_is_read_where_the_event_names_it(s3, tmp_path):
     old = reader.read(announced(f"s3://{bucket}/k", version_id=first["VersionId"], etag=first["ETag"]))
     assert (old.data, old.version_id, old.warnings) == (b"first", first["VersionId"], ())
     assert reader.read(announced(f"s3://{bucket}/k")).data == b"second"
+
+
+def test_a_place_that_answers_is_alive_and_one_that_refuses_us_is_not(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheme, _, rest = place.missing.partition("://")
+    dependency = f"{scheme}://{rest.partition('/')[0]}"
+    assert place.reader().is_alive(dependency)
+    if scheme == "s3":
+        assert not place.reader().is_alive("s3://no-such-bucket-here")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+        assert not place.reader().is_alive(dependency)
+    else:
+        place.settings.file_roots[0].rmdir()
+        assert not place.reader().is_alive(dependency)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.redaction import is_secret, redact_json, redact_url
+from shoal.redaction import is_secret, redact_json, redact_text, redact_url
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,30 @@ def test_a_hostile_depth_does_not_end_the_process():
     for _ in range(5000):
         deep = [deep]
     redact_json(deep)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('{"n": 1, "password": "hunter2", "b": 2', '{"n": 1, "password": "REDACTED", "b": 2'),
+        (r'{"password": "hun\"ter2", "b": 2', '{"password": "REDACTED", "b": 2'),
+        ('{"password": "hunter2 without an end', '{"password": "REDACTED'),
+        ('x="y api_key=hunter2" z', 'x="y api_key=REDACTED" z'),
+        ("Authorization: Bearer hunter2hunter2", "Authorization: REDACTED"),
+        ("refused sk-hunter2hunter2hunter2", "refused REDACTED"),
+        ("GET https://u:hunter2@h/x?token=hunter2&a=1 failed", "GET https://h/x?token=REDACTED&a=1 failed"),
+    ],
+)
+def test_secrets_in_text_that_no_parser_takes_are_found_by_name_or_shape(text, shown):
+    assert redact_text(text) == shown
+
+
+@pytest.mark.parametrize("text", ["missing key: dataset", f"sha256: {'a' * 64}", "size=45120, md5 differs", "a: b: c"])
+def test_what_errors_say_stays_as_it_is(text):
+    assert redact_text(text) == text
+
+
+@given(st.text())
+def test_no_text_breaks_the_redaction_of_text(text):
+    redact_text(text)
+    assert "hunter2" not in redact_text(f'"password": "hunter2" {text}')

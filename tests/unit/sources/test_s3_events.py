@@ -130,6 +130,27 @@ def test_a_removed_object_is_a_deletion_by_path(raw, settings, event):
     ]
 
 
+BRIDGE_OBJECT = {"key": "nyiso/a.json", "version-id": "v9"}
+
+
+@pytest.mark.parametrize(
+    ("event", "version_id"),
+    [
+        ({"Records": [record("ObjectRemoved:Delete", "nyiso/a.json", versionId="v1")]}, "v1"),
+        ({"Records": [record("ObjectRemoved:Delete", "nyiso/a.json", versionId="null")]}, None),
+        ({"Records": [record("ObjectRemoved:DeleteMarkerCreated", "nyiso/a.json", versionId="v9")]}, None),
+        (BRIDGE | {"detail-type": "Object Deleted", "detail": {
+            "bucket": {"name": "feeds"}, "object": BRIDGE_OBJECT, "deletion-type": "Permanently Deleted"}}, "v9"),
+        (BRIDGE | {"detail-type": "Object Deleted", "detail": {
+            "bucket": {"name": "feeds"}, "object": BRIDGE_OBJECT, "deletion-type": "Delete Marker Created"}}, None),
+    ],
+)  # fmt: skip
+def test_a_version_removed_for_good_is_named_and_a_delete_marker_means_the_object(raw, settings, event, version_id):
+    (work,) = parse_message(raw(event), settings)
+    assert isinstance(work, Deletion)
+    assert (work.s3_path, work.version_id) == ("s3://feeds/nyiso/a.json", version_id)
+
+
 def test_every_record_of_a_message_has_its_own_outcome(raw, settings):
     message = raw({"Records": [record(key="a"), record("ObjectTagging:Put"), record(key="b")]}, shoal_outcome_id=b"w")
     assert [work.outcome_id for work in parse_message(message, settings)] == ["w/1", "w/2"]

@@ -1,0 +1,60 @@
+"""Named points at which a campaign may end this process: nothing happens unless it was asked for.
+
+`make chaos` kills processes at random moments and at the moments that matter most: between two commits, before an
+ack, in a compaction. The code names such a moment with `reach("writer.after_chunks")`. Without the variable
+SHOAL_FAULT_DIR that is one comparison. With it, a file `{directory}/{point}` arms the point: the first process to
+get there claims the file and ends with SIGKILL, so that no handler, flush or `finally` of ours softens it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+DIRECTORY_VARIABLE = "SHOAL_FAULT_DIR"
+POINTS = (
+    "writer.opening",
+    "writer.before_chunks",
+    "writer.after_chunks",
+    "writer.before_metadata",
+    "writer.after_metadata",
+    "writer.before_ack",
+    "writer.compacting",
+    "writer.indexing",
+    "writer.cleaning",
+    "reader.before_commit",
+    "reader.after_commit",
+    "reader.before_dead_letter",
+    "reader.after_dead_letter",
+    "fetcher.after_download",
+    "embedder.after_call",
+)
+"""Every point there is; a test holds them against the code."""
+
+_directory = os.environ.get(DIRECTORY_VARIABLE)
+
+
+def reach(point: str) -> None:
+    """This process is at `point`; if that is armed, it ends here, or so many milliseconds from here as the file
+    says (then the work goes on meanwhile, and is hit in its middle)."""
+    if _directory is None:
+        return
+    armed = Path(_directory) / point
+    taken = armed.with_name(f"{point}.taken-{os.getpid()}")
+    try:
+        armed.rename(taken)  # of several processes that get here, one wins
+    except OSError:
+        return
+    delay_ms = float(taken.read_text() or 0)
+    if delay_ms > 0:
+        timer = threading.Timer(delay_ms / 1000, _end)
+        timer.daemon = True
+        timer.start()
+    else:
+        _end()
+
+
+def _end() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
