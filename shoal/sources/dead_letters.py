@@ -14,10 +14,12 @@ from datetime import UTC, datetime
 import orjson
 
 from shoal.records import Failure
-from shoal.sources.journal import DEAD_LETTER_SUFFIX
 from shoal.sources.messages import RawMessage
 
 Header = tuple[str, bytes | None]
+
+DEAD_LETTER_SUFFIX = "_dlq"
+STATE_SUFFIX = DEAD_LETTER_SUFFIX + "_state"  # what was done about them (shoal.sources.dead_letter_state)
 
 # Kafka's default max.message.bytes is 1,048,588 for the whole batch: this leaves room for key and headers.
 VALUE_BYTES_MAX = 900_000
@@ -27,7 +29,10 @@ STUB_HEAD_BYTES = 1024
 MESSAGE_CHARS_MAX = 1000
 
 _CONNECT, _OURS = "__connect.errors.", "shoal.dlq."
+OWN_HEADERS = (_CONNECT, _OURS)  # what a dead letter adds to a message's headers begins so
 REPLAYED_HEADER = _OURS + "replayed"  # counts replays, so that they can be bounded; survives the next death
+ID_HEADER = _OURS + "id"  # of the dead letter that a message replays; survives too: it tells what came back
+_SURVIVING = (REPLAYED_HEADER, ID_HEADER)
 
 
 def dead_letter(
@@ -51,6 +56,7 @@ def dead_letter(
         _OURS + "failed_at": failed_at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         _OURS + "retry_count": retry_count,
         _OURS + "original_timestamp": position.timestamp_ms,
+        _OURS + "cluster": position.cluster,
     }
     key, value = raw.key, raw.value
     if value is not None and len(value) > value_bytes_max:
@@ -82,7 +88,7 @@ def _kept(headers: tuple[Header, ...]) -> tuple[list[Header], int]:
     kept: list[Header] = []
     room, left_out = KEPT_HEADERS_BYTES_MAX, 0
     for name, data in headers:
-        if name.startswith((_CONNECT, _OURS)) and name != REPLAYED_HEADER:
+        if name.startswith(OWN_HEADERS) and name not in _SURVIVING:
             continue
         room -= len(name) + len(data or b"")
         if room >= 0:

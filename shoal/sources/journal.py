@@ -30,6 +30,8 @@ from pathlib import Path
 import orjson
 
 from shoal.errors import ConfigurationError, PermanentError, ShoalError, TransientError
+from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX as DEAD_LETTER_SUFFIX
+from shoal.sources.dead_letters import STATE_SUFFIX
 from shoal.sources.log_producer import FailureMarks, Headers
 
 MIB = 1024 * 1024
@@ -44,7 +46,10 @@ KEPT_BYTES_MAX = 256 * MIB
 # Dead letters that a new life announces again so that they stay listable; less than a partition can hold.
 DEAD_LETTERS_AGAIN_MAX = 5_000
 DEAD_LETTER_BYTES_AGAIN_MAX = 3 * MIB
-DEAD_LETTER_SUFFIX = "_dlq"
+
+# The broker's partitions and offsets begin anew with each of its lives. What must be named for longer is named by
+# its number here, as the offset of this partition.
+JOURNAL_PARTITION = 0
 
 _LAYOUT = 1
 _SCHEMA = """
@@ -119,15 +124,47 @@ class Journal:
                 rows,
             )
 
+    # --- whoever looks back -------------------------------------------------------------------
+
+    def entries_between(self, topic: str, from_seq: int, to_seq: int) -> Generator[Entry, None, None]:
+        """Entries of a topic, done or not, with from_seq <= seq < to_seq, in order, one at a time; close it early
+        or not at all."""
+        with self._lock, _translated(self.path):
+            cursor = self._db.execute(
+                "SELECT seq, topic, key, value, headers, created_ms, bytes FROM entries"
+                " WHERE topic = ? AND seq >= ? AND seq < ? ORDER BY seq",
+                (topic, from_seq, to_seq),
+            )
+            try:
+                for seq, topic_, key, value, headers, created_ms, size in cursor:
+                    yield Entry(seq, topic_, key, value, _unpack(headers), created_ms, size)
+            finally:
+                cursor.close()
+
+    def entries_of_size(self, topic: str, value_bytes: int) -> Generator[Entry, None, None]:
+        """Entries of a topic, done or not, whose value has that many bytes, newest first."""
+        with self._lock, _translated(self.path):
+            cursor = self._db.execute(
+                "SELECT seq, topic, key, value, headers, created_ms, bytes FROM entries"
+                " WHERE topic = ? AND length(value) = ? ORDER BY seq DESC",
+                (topic, value_bytes),
+            )
+            try:
+                for seq, topic_, key, value, headers, created_ms, size in cursor:
+                    yield Entry(seq, topic_, key, value, _unpack(headers), created_ms, size)
+            finally:
+                cursor.close()
+
     # --- the broker's process -----------------------------------------------------------------
 
     def begin_life(self, now_ms: int) -> None:
-        """A new, empty broker: open the newest dead letters again, and prune what is old."""
+        """A new, empty broker: open the newest dead letters and their states again, and prune what is old."""
         with self._transaction(durable=True):
             self._prune(now_ms)
+            self._compact_states()
             topics = self._db.execute(
-                "SELECT DISTINCT topic FROM entries WHERE substr(topic, ?) = ?",
-                (-len(DEAD_LETTER_SUFFIX), DEAD_LETTER_SUFFIX),
+                "SELECT DISTINCT topic FROM entries WHERE substr(topic, ?) = ? OR substr(topic, ?) = ?",
+                (-len(DEAD_LETTER_SUFFIX), DEAD_LETTER_SUFFIX, -len(STATE_SUFFIX), STATE_SUFFIX),
             ).fetchall()
             for (topic,) in topics:
                 self._db.execute("UPDATE entries SET done_ms = ? WHERE topic = ? AND done_ms IS NULL", (now_ms, topic))
@@ -139,11 +176,34 @@ class Journal:
                 )
 
     def _prune(self, now_ms: int) -> None:
+        """States stay as long as their dead letters, which would else count as open again."""
         self._db.execute(
-            "DELETE FROM entries WHERE done_ms < ? OR seq IN (SELECT seq FROM (SELECT seq,"
-            " sum(bytes) OVER (ORDER BY seq DESC) AS total FROM entries WHERE done_ms IS NOT NULL) WHERE total > ?)",
-            (now_ms - KEPT_MS, KEPT_BYTES_MAX),
+            "DELETE FROM entries WHERE substr(topic, ?) <> ? AND (done_ms < ? OR seq IN (SELECT seq FROM (SELECT seq,"
+            " sum(bytes) OVER (ORDER BY seq DESC) AS total FROM entries WHERE done_ms IS NOT NULL) WHERE total > ?))",
+            (-len(STATE_SUFFIX), STATE_SUFFIX, now_ms - KEPT_MS, KEPT_BYTES_MAX),
         )
+
+    def _compact_states(self) -> None:
+        """Keep the last state under each key, and none of a dead letter that is gone."""
+        last: dict[tuple[str, bytes], int] = {}
+        superseded: list[tuple[int]] = []
+        for seq, topic, key in self._db.execute(
+            "SELECT seq, topic, key FROM entries WHERE substr(topic, ?) = ? ORDER BY seq",
+            (-len(STATE_SUFFIX), STATE_SUFFIX),
+        ):
+            before = last.get((topic, key or b""))
+            if before is not None:
+                superseded.append((before,))
+            last[topic, key or b""] = seq
+        letters = {
+            f"{topic}/{JOURNAL_PARTITION}/{seq}".encode()
+            for seq, topic in self._db.execute(
+                "SELECT seq, topic FROM entries WHERE substr(topic, ?) = ?",
+                (-len(DEAD_LETTER_SUFFIX), DEAD_LETTER_SUFFIX),
+            )
+        }
+        superseded += [(seq,) for (_, key), seq in last.items() if key.split(b"#")[0] not in letters]
+        self._db.executemany("DELETE FROM entries WHERE seq = ?", superseded)
 
     def version(self) -> int:
         """Changes when another connection has written: cheap enough to ask fifty times a second."""

@@ -1,6 +1,7 @@
 """Kafka: client configuration, producing, topics, and reading a topic's tail. The adapter for confluent_kafka.
 
-Besides this module only the reader (its group) and the embedded broker (its own client) touch the SDK.
+Besides this module only the reader (its group), whoever reads a topic back (dead_letter_log) and the embedded
+broker (its own client) touch the SDK.
 `translated` turns a Kafka error into ours, once. Where no broker is configured, producing goes to the journal
 of the embedded broker, so that a sender never needs to know which it is.
 """
@@ -24,7 +25,8 @@ from confluent_kafka.cimpl import NewTopic
 from shoal.errors import ConfigurationError, PermanentError, ShoalError, TransientError
 from shoal.records import Position
 from shoal.settings import Settings
-from shoal.sources.journal import DEAD_LETTER_SUFFIX, Journal, JournalProducer
+from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX, STATE_SUFFIX
+from shoal.sources.journal import Journal, JournalProducer
 from shoal.sources.log_producer import FailureMarks, Headers
 from shoal.sources.log_producer import LogProducer as LogProducer  # what callers name: they open it here
 from shoal.sources.messages import RawMessage
@@ -99,7 +101,7 @@ def consumer_config(settings: Settings, brokers: str) -> dict[str, Any]:
         "partition.assignment.strategy": "cooperative-sticky",
         "session.timeout.ms": session_ms,
         "heartbeat.interval.ms": session_ms // 6,
-        "max.poll.interval.ms": 300_000,
+        "max.poll.interval.ms": 60_000,  # the reader's thread never blocks: one that does has hung
         # An embedded broker begins each life empty and without offsets: from the start is all there is.
         "auto.offset.reset": "earliest" if embedded else settings.kafka_auto_offset_reset,
         "allow.auto.create.topics": False,
@@ -112,6 +114,18 @@ def consumer_config(settings: Settings, brokers: str) -> dict[str, Any]:
         for name in _CLASSIC_ONLY:
             config.pop(name, None)
     return config
+
+
+def lone_config(settings: Settings, brokers: str) -> dict[str, Any]:
+    """For a reader beside the group, which assigns itself partitions, joins nothing and commits nothing."""
+    return {
+        "group.id": f"shoal-beside-{uuid.uuid4()}",  # the client wants one
+        "auto.offset.reset": "earliest",
+        "allow.auto.create.topics": False,
+        **_fetch_bounds(settings),
+        **_client(settings, brokers),
+        **dict.fromkeys(_OURS, False),
+    }
 
 
 def _fetch_bounds(settings: Settings) -> dict[str, Any]:
@@ -206,11 +220,18 @@ def open_direct_producer(settings: Settings, connection: Connection) -> LogProdu
 def topics_of(settings: Settings) -> tuple[str, ...]:
     """Every topic that Shoal reads or writes."""
     work = (*settings.kafka_topics, settings.command_topic)
-    return (*work, *(topic + DEAD_LETTER_SUFFIX for topic in work), settings.outcome_topic)
+    beside = (topic + suffix for suffix in (DEAD_LETTER_SUFFIX, STATE_SUFFIX) for topic in work)
+    return (*work, *beside, settings.outcome_topic)
+
+
+def _new_topic(name: str) -> NewTopic:
+    # Of the states of dead letters only the last of each counts, and must not expire before its letter does.
+    return NewTopic(name, config={"cleanup.policy": "compact"} if name.endswith(STATE_SUFFIX) else {})
 
 
 def ensure_topics(settings: Settings, connection: Connection) -> tuple[str, ...]:
-    """Create the topics that a real Kafka lacks, with the broker's defaults; returns those still missing.
+    """Create the topics that a real Kafka lacks, with the broker's defaults (states of dead letters: compacted);
+    returns those still missing.
 
     Not being allowed to is no error here: topics are often an administrator's. What is missing is logged.
     """
@@ -218,7 +239,7 @@ def ensure_topics(settings: Settings, connection: Connection) -> tuple[str, ...]
     missing = _unknown_topics(admin, settings)
     refused = set()
     if missing:
-        made = admin.create_topics([NewTopic(name) for name in missing], operation_timeout=METADATA_TIMEOUT_S)
+        made = admin.create_topics([_new_topic(name) for name in missing], operation_timeout=METADATA_TIMEOUT_S)
         for name, future in made.items():
             try:
                 future.result(timeout=2 * METADATA_TIMEOUT_S)
@@ -251,16 +272,7 @@ class TailReader:
     def __init__(self, settings: Settings, connection: Connection, topic: str) -> None:
         """Returns once it stands at the end of every partition. Raises TransientError, ConfigurationError."""
         self._cluster = connection.cluster
-        self._consumer: Consumer = _made(
-            Consumer,
-            {
-                "group.id": f"shoal-tail-{uuid.uuid4()}",  # the client wants one; nothing joins or commits under it
-                "auto.offset.reset": "earliest",
-                **_fetch_bounds(settings),
-                **_client(settings, connection.brokers),
-                **dict.fromkeys(_OURS, False),
-            },
-        )
+        self._consumer: Consumer = _made(Consumer, lone_config(settings, connection.brokers))
         deadline = time.monotonic() + METADATA_TIMEOUT_S
         while True:
             try:

@@ -27,9 +27,11 @@ from shoal.sources.versions import comparable, parse_time
 
 OUTCOME_HEADER = "shoal.outcome.id"
 OUTCOME_ID_CHARS_MAX = 200
+REPLAY_HEADER = "shoal.replay.of"  # `shoal replay`: the position of the message that this one repeats
 # Unknown fields are kept with the row; more than this is a document in the wrong place, and would bloat every row.
 EXTRA_BYTES_MAX = 64 * 1024
 KEY_BYTES_MAX = 4096  # of a tombstone: ids are at most about 2 KiB
+_ORIGIN = re.compile(r"([^/\x00-\x1f]{1,300})/([a-zA-Z0-9._-]{1,249})/(\d{1,9})/(\d{1,18})@(-?\d{1,18})", re.ASCII)
 _SNS_TYPES = ("Notification", "SubscriptionConfirmation", "UnsubscribeConfirmation")
 _WRAPPERS_MAX = 3  # SNS within SNS within SNS: nobody does that
 
@@ -57,6 +59,29 @@ def outcome_id(raw: RawMessage) -> str | None:
                 return None
             return text if len(text) <= OUTCOME_ID_CHARS_MAX else None
     return None
+
+
+def origin_text(position: Position) -> str:
+    """What `REPLAY_HEADER` says of a message at `position`."""
+    at = position
+    return f"{at.cluster}/{at.topic}/{at.partition}/{at.offset}@{at.timestamp_ms}"
+
+
+def origin_of(raw: RawMessage) -> Position | None:
+    """Where the message stood that `raw` repeats; None where it repeats none.
+
+    A copy stands in the order of versions and deletions where its original stood: by its own, later, position an
+    old version would replace a newer one, and an old deletion would delete what came after it. So a copy that
+    does not say where its original stood has no place: BadDocument(SCHEMA_INVALID).
+    """
+    told = [value for name, value in raw.headers if name == REPLAY_HEADER]
+    if not told:
+        return None
+    found = _ORIGIN.fullmatch((told[-1] or b"").decode(errors="replace"))
+    if found is None:
+        raise BadDocument(DeadReason.SCHEMA_INVALID, f"header {REPLAY_HEADER}: is no position in a log")
+    cluster, topic, partition, offset, timestamp_ms = found.groups()
+    return Position(cluster, topic, int(partition), int(offset), int(timestamp_ms))
 
 
 def _printable(value: str) -> str:
@@ -131,12 +156,14 @@ def parse_message(raw: RawMessage, settings: Settings) -> list[Work]:
     """The work that `raw` asks for. Raises BadDocument(NOT_JSON | SCHEMA_INVALID | UNKNOWN_VERSION | TOO_LARGE |
     LOCATION_REFUSED), and nothing else.
 
+    The position of the work is the message's, or its original's where it is a copy (`origin_of`).
     A tombstone deletes the document that its key names; a key that names none deletes nothing, which the
     writer finds out. A tombstone without a usable key is a bad record: it can't mean anything.
     """
-    waiting = outcome_id(raw)
+    waiting, origin = outcome_id(raw), origin_of(raw)
+    position = origin or raw.position
     if raw.value is None:
-        return [Deletion(raw.position, SCRAPER_COLLECTION, _tombstone_key(raw.key), outcome_id=waiting)]
+        return [Deletion(position, SCRAPER_COLLECTION, _tombstone_key(raw.key), outcome_id=waiting)]
     if len(raw.value) > settings.message_bytes_max:
         raise BadDocument(
             DeadReason.TOO_LARGE,
@@ -144,7 +171,7 @@ def parse_message(raw: RawMessage, settings: Settings) -> list[Work]:
         )
     body = _json_object(raw.value)
     if raw.position.topic == settings.command_topic:
-        return [validated(commands.CommandBody, body).to_command(raw.position, waiting)]
+        return [validated(commands.CommandBody, body).to_command(position, waiting)]
     for _ in range(_WRAPPERS_MAX):
         if "dataset" in body or body.get("Type") not in _SNS_TYPES:
             break
@@ -157,11 +184,14 @@ def parse_message(raw: RawMessage, settings: Settings) -> list[Work]:
     if "dataset" not in body and (events := s3_events.events_of(body)) is not None:
         works = [
             work for event in events if (work := validated(s3_events.EVENTS[event.shape], event.body).to_work(
-                raw.position, settings.s3_event_rules
+                position, settings.s3_event_rules
             ))
         ]  # fmt: skip
-        return _numbered(works, waiting)
-    return [_announcement(validated(Notification, body), raw.position, waiting)]
+    else:
+        works = [_announcement(validated(Notification, body), position, waiting)]
+    if origin is not None:
+        works = [replace(work, is_replay=True) if isinstance(work, Announcement) else work for work in works]
+    return _numbered(works, waiting)
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -159,6 +159,18 @@ def _publish(description: Description, file: _Readable, shelf: _Shelf, sha256: s
     )
 
 
+class Publisher:
+    """Stores and describes single files, as `prepare` does, for a caller that chooses them itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._shelf = _shelf(settings, "")
+
+    def publish(self, path: Path, description: Description) -> Prepared:
+        """Copy the file under {data_dir}/objects. Raises OSError, BadDocument."""
+        with path.open("rb") as file:
+            return _publish(description, file, self._shelf, None)
+
+
 def _walk(path: Path) -> Iterator[tuple[Path, str]]:
     """(file, urn) of a file, or of all under a directory, in order of name."""
     if not path.is_dir():

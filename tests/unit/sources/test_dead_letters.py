@@ -30,6 +30,7 @@ def test_a_dead_letter_is_the_message_as_it_was_with_the_headers_that_tools_know
         "shoal.dlq.failed_at": b"2025-01-20T14:30:00.000Z",
         "shoal.dlq.retry_count": b"3",
         "shoal.dlq.original_timestamp": b"1737383400000",
+        "shoal.dlq.cluster": b"cluster",
     }
 
 

@@ -176,3 +176,46 @@ def test_a_journal_of_a_newer_layout_is_refused(tmp_path):
     db.close()
     with pytest.raises(ConfigurationError, match="layout 99"):
         Journal(path)
+
+
+def states(journal: Journal) -> list[tuple[bytes | None, bytes | None]]:
+    return [(entry.key, entry.value) for entry in entries(journal, f"{TOPIC}_dlq_state")]
+
+
+def test_a_new_life_keeps_the_last_state_of_each_dead_letter_that_is_there(journal):
+    producer = JournalProducer(journal)
+    for _ in range(2):
+        producer.send(f"{TOPIC}_dlq", b"k", b"dead")
+    producer.flush(1.0)
+    first, second = (entry.seq for entry in entries(journal, f"{TOPIC}_dlq"))
+    one, two, gone = (f"{TOPIC}_dlq/0/{seq}".encode() for seq in (first, second, 999))
+    for key, value in ((one, b"1"), (two, b"2"), (gone, b"3"), (b"garbage", b"4"), (one + b"#replayed", b"5")):
+        producer.send(f"{TOPIC}_dlq_state", key, value)
+    producer.send(f"{TOPIC}_dlq_state", one, b"6")
+    producer.flush(1.0)
+    for life in (1, 2):
+        journal.finish([entry.seq for entry in entries(journal, f"{TOPIC}_dlq_state")], life)
+        journal.begin_life(life + KEPT_MS * 10)
+        assert states(journal) == [(two, b"2"), (one + b"#replayed", b"5"), (one, b"6")]
+
+
+def test_states_are_not_pruned_before_their_dead_letters(journal, monkeypatch):
+    producer = JournalProducer(journal)
+    producer.send(f"{TOPIC}_dlq", b"k", b"dead")
+    producer.send(f"{TOPIC}_dlq_state", f"{TOPIC}_dlq/0/1".encode(), b"purged")
+    producer.flush(1.0)
+    journal.finish([2], 1_000)
+    monkeypatch.setattr(module, "KEPT_BYTES_MAX", 0)
+    journal.begin_life(KEPT_MS + 2_000)
+    assert states(journal) == [(f"{TOPIC}_dlq/0/1".encode(), b"purged")]
+
+
+def test_done_entries_are_found_again_by_number_and_by_size(journal):
+    producer = JournalProducer(journal)
+    for value in (b"aa", b"b", b"cc", None):
+        producer.send(TOPIC, b"k", value)
+    producer.send("other", b"k", b"dd")
+    producer.flush(1.0)
+    journal.finish([1, 2], 1_000)
+    assert [entry.seq for entry in journal.entries_between(TOPIC, 2, 4)] == [2, 3]
+    assert [entry.value for entry in journal.entries_of_size(TOPIC, 2)] == [b"cc", b"aa"]

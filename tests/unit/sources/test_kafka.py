@@ -92,9 +92,11 @@ def test_the_file_of_a_broker_that_died_is_not_believed(settings):
         connection(settings)
 
 
-def test_every_topic_that_work_comes_from_has_one_for_its_dead_letters(tmp_path):
+def test_every_topic_that_work_comes_from_has_one_for_its_dead_letters_and_one_for_their_states(tmp_path):
     topics = topics_of(load(data_dir=tmp_path, kafka_topics="a,b"))
-    assert topics == ("a", "b", "shoal_commands", "a_dlq", "b_dlq", "shoal_commands_dlq", "shoal_outcomes")
+    work = ("a", "b", "shoal_commands")
+    beside = tuple(f"{name}{suffix}" for suffix in ("_dlq", "_dlq_state") for name in work)
+    assert topics == (*work, *beside, "shoal_outcomes")
 
 
 @pytest.mark.parametrize(
