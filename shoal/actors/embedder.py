@@ -15,11 +15,14 @@ from dataclasses import replace
 import orjson
 import ray
 
+from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
+from shoal.actors.pulse import Pulse
 from shoal.embeddings.cache import EmbeddingCache
 from shoal.embeddings.models import create_model
 from shoal.embeddings.service import EmbeddingService
 from shoal.errors import BadDocument
+from shoal.faults import reach
 from shoal.metrics import EmbedderStatistics
 from shoal.records import Command, Embedded, EmbeddedCommand, Failure, Fetched
 from shoal.settings import Settings
@@ -36,10 +39,13 @@ class Embedder:
         cache = EmbeddingCache(settings.home / "cache" / "embeddings.sqlite", settings.embedding_cache_bytes_max)
         self._service = EmbeddingService(create_model(settings, model), cache)
         self._model = model
+        self._lease = LeaseKeeper("embedder", settings.lease_s)
+        self._pulse = Pulse()
 
     @ray.method(num_returns=2)
     async def embed(self, fetched: Fetched) -> tuple[Failure | None, Embedded]:
         """Why the document's texts were refused (or None), and what to write either way."""
+        self._pulse.follow_loop()
         extraction = fetched.extraction
         assert extraction is not None, "a failed document has nothing to embed"
         try:
@@ -51,6 +57,7 @@ class Embedder:
         except BadDocument as error:
             failure = Failure(error.reason, error.message, "embed")
             return failure, Embedded(replace(fetched, extraction=None, failure=failure))
+        reach("embedder.after_call")
         return None, Embedded(fetched, self._model, vectors, api_vectors[0] if len(api_vectors) else None)
 
     async def embed_command(self, command: Command) -> EmbeddedCommand:
@@ -66,7 +73,13 @@ class Embedder:
 
     @ray.method(concurrency_group="health")
     async def statistics(self) -> EmbedderStatistics:
-        return replace(self._service.statistics(), pid=os.getpid(), uptime_s=time.monotonic() - self._started)
+        self._lease.renew()
+        return replace(
+            self._service.statistics(),
+            pid=os.getpid(),
+            uptime_s=time.monotonic() - self._started,
+            stalled_s=self._pulse.stalled_s(),
+        )
 
     async def __ray_shutdown__(self) -> None:
         await self._service.close()

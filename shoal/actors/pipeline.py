@@ -4,7 +4,8 @@ The reader owns an item until its outcome is durable; this module is that owners
 are a protocol, so that tests script their faults. Guarantees it carries:
 
 * an item ends exactly once, and only after the ack of the writer or the durable dead letter (G1, G4);
-* bad records become dead letters, bad systems are retried with backoff and shown (G5);
+* bad records become dead letters, bad systems are retried with backoff behind a breaker, and shown (G5);
+* what was fetched is held only within the credits' bytes (G6);
 * two items of one document never run at the same time: they run in log order (G2).
 
 It holds no offsets: the reader learns the end of an item from the coroutine's return.
@@ -13,6 +14,7 @@ It holds no offsets: the reader learns the end of an item from the coroutine's r
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -22,7 +24,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from shoal.actors.retry import DependencyHealth, backoff_s
+from shoal.actors.backpressure import Credits
+from shoal.actors.breaker import Breakers
+from shoal.actors.retry import DependencyHealth, Verdict, backoff_s
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, PermanentError, TransientError
 from shoal.records import (
     Ack,
@@ -46,6 +50,9 @@ log = logging.getLogger("shoal.reader")
 RECORDS_AT_ONCE = 16  # of one message: it counts as one item in flight, whatever it holds
 
 
+PAYLOAD_BYTES = 1024 * 1024
+"""Reserved for a document while it is fetched, where the caller knows no better."""
+
 UNFORESEEN = {"embed": DeadReason.EMBEDDING_REJECTED, "write": DeadReason.WRITE_REJECTED}
 """What a document ends as that alone keeps making a stage fail (at fetch its location is the judge)."""
 
@@ -66,16 +73,21 @@ class PayloadLostError(TransientError):
 class FetchResult:
     """What a fetch worker says to the reader; the text itself travels as an opaque payload.
 
-    `failed` is the whole `Fetched` where the document is bad, else None.
+    `failed` is the whole `Fetched` where the document is bad, else None. `payload_bytes`: what the payload takes
+    until it is written, vectors included.
     """
 
     failed: Fetched | None
+    payload_bytes: int = 0
 
 
 class Stages(Protocol):
     """What the pipeline needs done. Every method may raise TransientError or ConfigurationError."""
 
     async def fetch(self, announcement: Announcement) -> tuple[FetchResult, Any]: ...
+
+    async def alive(self, dependency: str) -> bool:
+        """Whether a dependency of fetches (`dependency_of`) answers at all, whatever it makes of one object."""
 
     async def embed(self, fetched: Any) -> tuple[Failure | None, Any]:
         """`fetched`, the payload of `fetch` -> (why the texts were refused or None, payload to write)."""
@@ -91,6 +103,10 @@ class Stages(Protocol):
     async def dead_letter(self, raw: RawMessage, failure: Failure) -> None:
         """Returns once the dead letter is durable."""
 
+    async def settle(self, raw: RawMessage, outcome: Outcome | None, failure: Failure | None) -> None:
+        """Where `raw` is a replayed dead letter, record what became of it (None: it asked for nothing); returns
+        once that is durable."""
+
     async def report(self, outcome_id: str, outcome: Outcome, raw: RawMessage, detail: dict[str, Any]) -> None:
         """Tell the waiting publisher; returns once durable."""
 
@@ -100,9 +116,9 @@ class Item:
     """One message in flight, with what the status shows of it."""
 
     raw: RawMessage
-    epoch: int
     started_at: float
     stage: str = "parse"
+    error: str | None = None  # why it must wait or try again
     task: asyncio.Task[None] | None = None  # drives it
     abandoned: bool = False  # its partition has another owner, who does it again
 
@@ -128,18 +144,32 @@ class Pipeline:
         pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
         is_s3_event_id: Callable[[str], bool] = lambda _: False,
         outcome_id_of: Callable[[RawMessage], str | None] = lambda _: None,
+        credits: Credits | None = None,
+        payload_bytes: int = PAYLOAD_BYTES,
+        rng: random.Random | None = None,
     ) -> None:
+        """`payload_bytes` is reserved of `credits` while a document is fetched: the most it may become."""
         self._stages, self._parse = stages, parse
         self._clock, self._pause = clock, pause
         self._is_s3_event_id, self._outcome_id_of = is_s3_event_id, outcome_id_of
         self._give_up_after_s = give_up_after_s
         self._health = DependencyHealth(give_up_after_s)
-        self._rng = random.Random()  # noqa: S311 - jitter
+        self._breakers = Breakers()
+        self._credits = credits or Credits(2**31, 2**62)
+        self._payload_bytes = payload_bytes
+        self._gate = asyncio.Lock()  # who waits for room, in order
+        self._room = asyncio.Event()
+        self._calls = itertools.count()
+        self._rng = rng or random.Random()  # noqa: S311 - jitter
         self._tails: dict[str, asyncio.Event] = {}
         self.outcomes: Counter[str] = Counter()
         self.dead_letters: Counter[str] = Counter()
         self.retries = 0
         self.last_error: str | None = None
+
+    def breakers(self) -> dict[str, str]:
+        """What nothing is asked of now, and why."""
+        return self._breakers.open(self._clock())
 
     async def run(self, item: Item) -> None:
         """Drive `item` to its end. Returns only when its outcome is durable; only cancellation ends it early.
@@ -149,20 +179,27 @@ class Pipeline:
         try:
             works = self._parse(item.raw)
         except BadDocument as error:
-            await self._bury(item, Failure(error.reason, error.message, "parse"), self._outcome_id_of(item.raw))
+            bad = Failure(error.reason, error.message, "parse")
+            await self._bury(item, bad)
+            await self._count(item, self._outcome_id_of(item.raw), Ack(Outcome.DEAD_LETTERED), bad)
             return
         slots = asyncio.Semaphore(RECORDS_AT_ONCE)
         ends = await asyncio.gather(*(self._in_turn(item, work, slots) for work in works))
         failures = [failure for _, failure in ends if failure]
         if failures:
             # One message, one dead letter: replaying it redoes all its records, which is idempotent.
-            await self._retrying(item, "dead letter", lambda: self._stages.dead_letter(item.raw, failures[0]))
+            await self._bury(item, failures[0])
+        else:
+            await self._settle(item, ends[-1][0].outcome if ends else None)
         for work, (ack, failure) in zip(works, ends, strict=True):
             await self._count(item, work.outcome_id, ack, failure)
 
-    async def _bury(self, item: Item, failure: Failure, outcome_id: str | None) -> None:
-        await self._retrying(item, "dead letter", lambda: self._stages.dead_letter(item.raw, failure))
-        await self._count(item, outcome_id, Ack(Outcome.DEAD_LETTERED), failure)
+    async def _bury(self, item: Item, failure: Failure) -> None:
+        await self._retrying(item, "dead letter", "kafka", lambda: self._stages.dead_letter(item.raw, failure))
+        await self._settle(item, Outcome.DEAD_LETTERED, failure)
+
+    async def _settle(self, item: Item, outcome: Outcome | None, failure: Failure | None = None) -> None:
+        await self._retrying(item, "settle", "kafka", lambda: self._stages.settle(item.raw, outcome, failure))
 
     async def _count(self, item: Item, outcome_id: str | None, ack: Ack, failure: Failure | None) -> None:
         outcome = Outcome.DEAD_LETTERED if failure else ack.outcome
@@ -178,14 +215,15 @@ class Pipeline:
         """A courtesy to whoever waits: what is durable already must not wait for it for ever."""
         deadline = self._clock() + self._give_up_after_s
 
-        def give_up(error: Exception) -> None:
+        async def give_up(error: Exception) -> None:
             if self._clock() >= deadline:
                 raise _NotReportedError from error
 
+        def call() -> Awaitable[None]:
+            return self._stages.report(outcome_id, outcome, item.raw, detail)
+
         try:
-            await self._retrying(
-                item, "report", lambda: self._stages.report(outcome_id, outcome, item.raw, detail), give_up
-            )
+            await self._retrying(item, "report", None, call, give_up)
         except _NotReportedError:
             log.warning("the outcome of %s could not be reported: %s", item.raw.position, self.last_error)
 
@@ -225,88 +263,132 @@ class Pipeline:
         if isinstance(work, Command):
             command = work
             return await self._write(
-                item, await self._retrying(item, "embed", lambda: self._stages.embed_command(command))
+                item, await self._retrying(item, "embed", "embedder", lambda: self._stages.embed_command(command))
             )
         if isinstance(work, Deletion):
             return await self._write(item, work)
         if self._is_s3_event_id(work.document_id) and work.location:
             location = work.location
-            known = await self._retrying(item, "resolve", lambda: self._stages.resolve(location))
+            known = await self._retrying(item, "resolve", "tables", lambda: self._stages.resolve(location))
             if known:
                 work = replace(work, document_id=known)
         return await self._document(item, work)
 
     async def _document(self, item: Item, announcement: Announcement) -> tuple[Ack, Failure | None]:
-        result, payload = await self._fetch(item, announcement)
-        if result.failed is not None and result.failed.failure is not None:
-            failure = result.failed.failure
-            if result.failed.sha256 is not None:  # it exists: "have we got this file" is answered truly
-                await self._write(item, Embedded(result.failed))
-            return Ack(Outcome.DEAD_LETTERED), failure
-        refused, payload = await self._retrying(item, "embed", lambda: self._stages.embed(payload))
-        ack, failure_of_write = await self._write(item, payload)
-        return ack, refused or failure_of_write
+        item.stage = "waiting for room"
+        async with self._gate:  # a lock is fair: the first to come is the first to get room
+            while not self._credits.admit(self._payload_bytes):
+                self._room.clear()
+                await self._room.wait()
+        held_bytes = self._payload_bytes
+        try:
+            result, payload = await self._fetch(item, announcement)
+            self._credits.resize(held_bytes, result.payload_bytes)
+            held_bytes = result.payload_bytes
+            self._room.set()
+            if result.failed is not None and result.failed.failure is not None:
+                failure = result.failed.failure
+                if result.failed.sha256 is not None:  # it exists: "have we got this file" is answered truly
+                    await self._write(item, Embedded(result.failed))
+                return Ack(Outcome.DEAD_LETTERED), failure
+            refused, payload = await self._retrying(item, "embed", "embedder", lambda: self._stages.embed(payload))
+            ack, failure_of_write = await self._write(item, payload)
+            return ack, refused or failure_of_write
+        finally:
+            self._credits.drop(held_bytes)
+            self._room.set()
 
     async def _fetch(self, item: Item, announcement: Announcement) -> tuple[FetchResult, Any]:
         """Fetch with retries; raises BadDocument once this object, and not its system, is what fails."""
         dependency, key = dependency_of(announcement), announcement.location or announcement.document_id
-        first_failed_at: float | None = None
 
-        def give_up(error: Exception) -> None:
-            nonlocal first_failed_at
-            now = self._clock()
-            first_failed_at = now if first_failed_at is None else first_failed_at
-            if self._health.failed(dependency, key, first_failed_at, now):
+        async def judge(error: Exception) -> None:
+            verdict = self._health.failed(dependency, key, self._clock())
+            if verdict is Verdict.GIVE_UP or (verdict is Verdict.UNKNOWN and await self._is_alive(dependency)):
                 refused = isinstance(error, ConfigurationError)
                 reason = DeadReason.ACCESS_REFUSED if refused else DeadReason.OBJECT_UNAVAILABLE
                 raise BadDocument(reason, str(error)) from error
 
         try:
-            result = await self._retrying(item, "fetch", lambda: self._stages.fetch(announcement), give_up)
+            result = await self._retrying(item, "fetch", dependency, lambda: self._stages.fetch(announcement), judge)
         finally:
             self._health.forget(dependency, key)
-        self._health.succeeded(dependency, key, self._clock())
+        self._health.succeeded(dependency, key)
         return result
 
+    async def _is_alive(self, dependency: str) -> bool:
+        try:
+            return await self._stages.alive(dependency)
+        except (TransientError, PermanentError):
+            return False
+
     async def _write(self, item: Item, writable: Writable | Any) -> tuple[Ack, Failure | None]:
-        ack = await self._retrying(item, "write", lambda: self._stages.write(writable))
+        ack = await self._retrying(item, "write", "tables", lambda: self._stages.write(writable))
         return ack, ack.failure
 
     async def _retrying(
         self,
         item: Item,
         stage: str,
+        dependency: str | None,
         call: Callable[[], Awaitable[Result]],
-        on_error: Callable[[Exception], None] = lambda _: None,
+        judge: Callable[[Exception], Awaitable[None]] | None = None,
     ) -> Result:
-        """`call` until it succeeds. A bad system never loses an item: the reader's credits hold back the rest."""
+        """`call` until it succeeds, or `judge` raises. A bad system never loses an item: the reader's credits hold
+        back the rest, and the breaker of `dependency` lets only probes through."""
         attempt = 0
-        first_unforeseen_at: float | None = None
-        me = str(item.raw.position)
-        while True:
-            item.stage = stage
-            try:
-                result = await call()
-            except (PayloadLostError, BadDocument):
-                raise
-            except (TransientError, PermanentError) as error:
-                attempt += 1
-                self.retries += 1
-                self.last_error = f"{stage}: {error}"
-                on_error(error)
-                if isinstance(error, UnforeseenError) and stage in UNFORESEEN:
-                    now = self._clock()
-                    first_unforeseen_at = now if first_unforeseen_at is None else first_unforeseen_at
-                    if self._health.failed(stage, me, first_unforeseen_at, now):
-                        self._health.forget(stage, me)
-                        raise BadDocument(UNFORESEEN[stage], str(error)) from error
-                told = error.retry_after_s if isinstance(error, TransientError) else None
-                item.stage = f"{stage}: waiting to retry ({type(error).__name__})"
-                await self._pause(backoff_s(attempt, told, self._rng))
-            else:
-                if stage in UNFORESEEN:
-                    self._health.succeeded(stage, me, self._clock())
-                return result
+        me = f"{item.raw.position} {next(self._calls)}"  # records of one message are each their own
+        try:
+            while True:
+                if dependency is not None:
+                    await self._let_through(item, stage, dependency, me)
+                item.stage = stage
+                try:
+                    result = await call()
+                except (PayloadLostError, BadDocument):
+                    raise
+                except (TransientError, PermanentError) as error:
+                    attempt += 1
+                    self.retries += 1
+                    self.last_error = item.error = f"{stage}: {error}"
+                    await self._judge(stage, me, error, judge)
+                    told = error.retry_after_s if isinstance(error, TransientError) else None
+                    if dependency is not None and not isinstance(error, UnforeseenError):
+                        self._breakers.failed(dependency, me, str(error), told, self._clock())
+                    if dependency is None or not self._breakers.wait_s(dependency, me, self._clock()):
+                        item.stage = f"{stage}: waiting to retry ({type(error).__name__})"
+                        await self._pause(backoff_s(attempt, told, self._rng))
+                else:
+                    if dependency is not None:
+                        self._breakers.succeeded(dependency, me)
+                    if stage in UNFORESEEN:
+                        self._health.succeeded(stage, me)
+                    item.error = None
+                    return result
+        finally:
+            if dependency is not None:
+                self._breakers.left(dependency, me)
+            if stage in UNFORESEEN:
+                self._health.forget(stage, me)
+
+    async def _let_through(self, item: Item, stage: str, dependency: str, me: str) -> None:
+        """Wait until the breaker of `dependency` is closed, or it is for this item to probe."""
+        while wait_s := self._breakers.wait_s(dependency, me, self._clock()):
+            item.stage = f"{stage}: {dependency} is unwell"
+            await self._pause(wait_s)
+
+    async def _judge(
+        self, stage: str, me: str, error: Exception, judge: Callable[[Exception], Awaitable[None]] | None
+    ) -> None:
+        """Raises BadDocument where the document is what fails, and not its system."""
+        if judge is not None:
+            await judge(error)
+        if not isinstance(error, UnforeseenError) or stage not in UNFORESEEN:
+            return
+        verdict = self._health.failed(stage, me, self._clock())
+        # A stage that has worked needs no probe: nearly nobody else failing means that only this document meets it.
+        if verdict is Verdict.GIVE_UP or (verdict is Verdict.UNKNOWN and self._health.has_worked(stage)):
+            raise BadDocument(UNFORESEEN[stage], str(error)) from error
 
 
 def _keys(work: Work) -> tuple[str, ...]:

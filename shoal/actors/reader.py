@@ -1,8 +1,9 @@
 """The partition reader: owns messages from poll to commit.
 
-One thread owns the Kafka consumer and every decision about offsets; the actor's event loop drives the
-documents (shoal.actors.pipeline). They meet in two queues. The thread never blocks: while credits are used up
-its partitions are paused and it keeps polling, so that the broker keeps it in the group.
+One thread owns the Kafka consumer and every decision about offsets (shoal.actors.intake); the actor's event loop
+drives the documents (shoal.actors.pipeline). They meet in two queues. The thread never blocks: while credits are
+used up its partitions are paused and it keeps polling, so that the broker keeps it in the group; what only a broker
+can tell, for the status, another thread asks. The one wait is the bounded drain of a partition that is taken away.
 
 An offset is committed only when everything below it is done, and counts as committed only when the broker
 said so. On revoke the partition's work is drained for a bounded time and committed synchronously; after a
@@ -18,20 +19,24 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import ray
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from shoal.actors.backpressure import Credits
+from shoal.actors.intake import Held, Intake
+from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
-from shoal.actors.offsets import OffsetTracker
 from shoal.actors.offsets import TopicPartition as Key
 from shoal.actors.pipeline import Item, Pipeline
+from shoal.actors.pulse import Pulse
 from shoal.actors.stages import RayStages
+from shoal.faults import reach
 from shoal.metrics import PartitionStatistics, ReaderStatistics
-from shoal.records import Progress
+from shoal.records import Position, Progress
 from shoal.settings import Settings
 from shoal.sources.kafka import (
     Connection,
@@ -47,8 +52,11 @@ POLL_S = 0.05  # how long a completion may wait for the thread
 POLL_MESSAGES_MAX = 100
 COMMIT_INTERVAL_S = 0.5
 WATERMARK_INTERVAL_S = 1.0
-ASK_S = 1.0  # bound of a question to the brokers: completions wait as long
-REVOKE_DRAIN_S = 5.0  # well under the session timeout: slower work is redone by the next owner
+ASK_S = 2.0  # bound of a question to the brokers
+CHUNK_BYTES = 16 * 1024
+"""Of a chunk's text: what a fetch reserves per chunk, beside the vector. A thousand tokens of prose are 5 KB, of
+rules and blanks 16 KB."""
+REVOKE_DRAIN_S = 2.0  # partitions that stay get nothing new meanwhile; slower work is redone by the next owner
 
 log = logging.getLogger("shoal.reader")
 
@@ -56,19 +64,24 @@ log = logging.getLogger("shoal.reader")
 class Reader:
     """Plain class; `ReaderActor` is its Ray shell."""
 
-    def __init__(self, name: str, settings: Settings, connection: Connection) -> None:
+    def __init__(self, name: str, settings: Settings, connection: Connection, width: int) -> None:
         self._name, self._settings, self._connection = name, settings, connection
         configure_logging(settings)
         self._started = time.monotonic()
-        self._offsets = OffsetTracker()
+        self._lease = LeaseKeeper(name, settings.lease_s)
         self._credits = Credits(settings.in_flight_items_max, settings.in_flight_bytes_max)
-        self._finished: queue.SimpleQueue[tuple[Item, int]] = queue.SimpleQueue()
-        self._items: dict[tuple[Key, int], Item] = {}  # in flight; owned by the thread
+        self._intake: Intake[Item] = Intake(self._credits)  # owned by the thread
+        self._offsets = self._intake.offsets
+        self._finished: queue.SimpleQueue[Held[Item]] = queue.SimpleQueue()
         self._progress: tuple[Progress, ...] = ()  # swapped whole, read by the loop
         self._marks: dict[Key, PartitionStatistics] = {}
         self._paused: bool | None = False  # None: what the client does is not known
+        self._survey: Survey | None = None
+        self._ended = 0
+        self._turns, self._loop_pulse = Pulse(), Pulse()
         self._stopping = threading.Event()
         self._stopped = threading.Event()
+        self._drain_until = 0.0
         self._consumer_error: str | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         stages = RayStages(
@@ -84,37 +97,54 @@ class Reader:
             settings.transient_retry_s,
             is_s3_event_id=is_s3_event_id,
             outcome_id_of=outcome_id,
+            credits=self._credits,
+            payload_bytes=settings.chunks_per_document_max * (CHUNK_BYTES + 4 * width),
         )
 
     async def start(self) -> None:
         """Join the group. May be called again."""
+        self._loop_pulse.follow_loop()
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             threading.Thread(target=self._main, name="consumer", daemon=True).start()
 
-    async def drain(self, timeout_s: float) -> None:
-        """Take nothing new, finish and commit what is in flight within `timeout_s`, leave the group."""
+    async def drain(self, timeout_s: float) -> int:
+        """Take nothing new, finish and commit what is in flight within `timeout_s`, leave the group.
+
+        Returns how many messages did not end in time: the group's next member gets them again.
+        """
+        self._drain_until = time.monotonic() + timeout_s
         self._stopping.set()
         if self._loop is not None:
-            await asyncio.to_thread(self._stopped.wait, timeout_s)
+            await asyncio.to_thread(self._stopped.wait, timeout_s + REVOKE_DRAIN_S)
+        return self._credits.items
 
     @ray.method(concurrency_group="health")
     async def statistics(self) -> ReaderStatistics:
+        self._lease.renew()
         now = time.monotonic()
-        items = sorted(self._items.copy().values(), key=lambda item: item.started_at)
+        items = sorted((held.what for held in self._intake.in_flight()), key=lambda item: item.started_at)
         return ReaderStatistics(
             name=self._name,
             pid=os.getpid(),
             uptime_s=now - self._started,
             partitions=tuple(self._marks.copy().values()),
+            cluster=self._connection.cluster,
             in_flight_items=self._credits.items,
-            in_flight_bytes=self._credits.bytes,
+            in_flight_bytes=self._credits.message_bytes,
+            held_bytes=self._credits.held_bytes,
+            held_bytes_max=self._credits.bytes_max,
+            paused_because=self._why_paused() if self._paused else None,
+            breakers=self._pipeline.breakers(),
+            ended=self._ended,
+            stalled_s=max(self._turns.stalled_s(), self._loop_pulse.stalled_s()),
             oldest_item_s=now - items[0].started_at if items else None,
             oldest_item_stage=items[0].stage if items else None,
+            oldest_item_position=_shown(items[0].raw.position) if items else None,
             outcomes={str(name): count for name, count in self._pipeline.outcomes.copy().items()},
             dead_letters={str(name): count for name, count in self._pipeline.dead_letters.copy().items()},
             retries=self._pipeline.retries,
-            last_error=self._consumer_error or self._pipeline.last_error,
+            last_error=self._consumer_error or (items[0].error if items else None),
         )
 
     # --- the consumer thread ------------------------------------------------------------------
@@ -128,11 +158,14 @@ class Reader:
             os._exit(1)
 
     def _consume(self) -> None:
-        consumer = Consumer(consumer_config(self._settings, self._connection.brokers) | {"on_commit": self._on_commit})
+        callbacks = {"on_commit": self._on_commit, "error_cb": self._on_error}
+        consumer = Consumer(consumer_config(self._settings, self._connection.brokers) | callbacks)
+        self._survey = Survey(consumer)
         topics = [*self._settings.kafka_topics, self._settings.command_topic]
         consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         committed_at = watermarks_at = 0.0
         while not self._stopping.is_set():
+            self._turns.beat()
             room = max(1, self._settings.in_flight_items_max - self._credits.items)
             for message in consumer.consume(min(POLL_MESSAGES_MAX, room), timeout=POLL_S):
                 self._take(message)
@@ -149,10 +182,18 @@ class Reader:
 
     def _leave(self, consumer: Consumer) -> None:
         """Finish what is in flight, then close: closing revokes, and revoking drains and commits."""
+        self._turns.stop()  # closing waits for the brokers
         owned = [TopicPartition(*key) for key in self._offsets.owned()]
         if owned:
             consumer.pause(owned)
+        while self._credits.items and time.monotonic() < self._drain_until:
+            for message in consumer.consume(POLL_MESSAGES_MAX, timeout=POLL_S):  # stays in the group
+                self._take(message)
+            self._collect()
+        assert self._survey is not None
+        self._survey.stop()
         consumer.close()
+        self._turns.stop()
         self._stopped.set()
 
     def _take(self, message: Message) -> None:
@@ -168,45 +209,39 @@ class Reader:
         assert partition is not None
         assert offset is not None
         self._consumer_error = None
-        key = (topic, partition)
-        epoch = self._offsets.epoch(key)
-        if epoch is None or self._stopping.is_set():
-            return  # revoked between fetch and delivery, or leaving: its next owner gets it
+        if self._stopping.is_set():
+            return  # its next owner gets it
         raw = raw_message(message, self._connection.cluster)
-        item = Item(raw, epoch, time.monotonic())
-        self._offsets.start(key, offset)
-        self._credits.take(_size(raw))
-        self._items[key, offset] = item
+        item = Item(raw, time.monotonic())
+        held = self._intake.deliver((topic, partition), offset, _size(raw), item)
+        if held is None:
+            return  # revoked between fetch and delivery
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._begin, item)
+        self._loop.call_soon_threadsafe(self._begin, held)
 
     def _collect(self) -> None:
         """Take note of what the pipeline finished."""
         moved = False
         while True:
             try:
-                item, epoch = self._finished.get_nowait()
+                held = self._finished.get_nowait()
             except queue.Empty:
                 break
-            position = item.raw.position
-            key = (position.topic, position.partition)
-            self._credits.give(_size(item.raw))
-            if self._items.get((key, position.offset)) is item:
-                del self._items[key, position.offset]
-            moved |= self._offsets.finish(key, epoch, position.offset)
+            self._ended += not held.what.abandoned
+            moved |= self._intake.end(held)
         if moved:
             self._publish_progress()
 
     def _publish_progress(self) -> None:
-        marks = ((key, self._offsets.next_offset(key)) for key in self._offsets.owned())
         cluster = self._connection.cluster
-        self._progress = tuple(Progress(cluster, *key, mark) for key, mark in marks if mark is not None)
+        self._progress = tuple(Progress(cluster, *key, mark) for key, mark in self._intake.marks().items())
 
     def _commit(self, consumer: Consumer, *, keys: Iterable[Key] | None = None, wait: bool = False) -> None:
         due = self._offsets.to_commit(keys)
         if not due:
             return
         offsets = [TopicPartition(*key, offset) for key, offset in due.items()]
+        reach("reader.before_commit")
         self._offsets.sent(due)
         try:
             if wait:
@@ -220,22 +255,30 @@ class Reader:
         self._answered(error, offsets)
 
     def _answered(self, error: Any, offsets: Sequence[TopicPartition]) -> None:
+        reach("reader.after_commit")
         for tp in offsets:
             ok = error is None and tp.error is None
             self._offsets.answered((tp.topic, tp.partition), tp.offset, ok)
         if error is not None:
             log.info("%s: commit refused, will be made again: %s", self._name, error)
 
+    def _on_error(self, error: KafkaError) -> None:
+        """The client lost its brokers, or has them again when the next message comes; it goes on by itself."""
+        self._consumer_error = f"kafka: {error.str()}"
+        log.warning("%s: %s", self._name, error)
+
     def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
-        self._offsets.assign((tp.topic, tp.partition) for tp in partitions)
+        self._intake.assign((tp.topic, tp.partition) for tp in partitions)
         # New partitions run, kept ones stay as they were: decide anew for all of them.
         self._paused = None
         log.info("%s: assigned %s", self._name, [(tp.topic, tp.partition) for tp in partitions])
 
     def _on_revoke(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         keys = [(tp.topic, tp.partition) for tp in partitions]
-        deadline = time.monotonic() + REVOKE_DRAIN_S
+        # Who leaves on purpose has waited already, for as long as it was given.
+        deadline = self._drain_until if self._stopping.is_set() else time.monotonic() + REVOKE_DRAIN_S
         while any(self._offsets.in_flight(key) for key in keys) and time.monotonic() < deadline:
+            self._turns.beat()
             self._collect()
             time.sleep(POLL_S / 5)
         for key in keys:  # an asynchronous commit under way must not keep the last one from being sent
@@ -250,10 +293,9 @@ class Reader:
 
     def _release(self, keys: Sequence[Key]) -> None:
         """Forget `keys`. Their next owner does again what is in flight: going on would only do it twice."""
-        self._offsets.release(keys)
-        left = [item for (key, _), item in self._items.items() if key in keys]
-        if left and self._loop is not None:
-            self._loop.call_soon_threadsafe(_abandon, left)
+        gone = [held.what for held in self._intake.release(keys)]
+        if gone and self._loop is not None:
+            self._loop.call_soon_threadsafe(_abandon, gone)
         for key in keys:
             self._marks.pop(key, None)
         self._publish_progress()
@@ -267,25 +309,32 @@ class Reader:
             (consumer.pause if pause else consumer.resume)(owned)
         self._paused = pause
 
+    def _why_paused(self) -> str:
+        """Which bound is reached, and what the oldest waits for."""
+        full = self._credits.why_full() or "waiting until half of what was in flight is done"
+        held = self._intake.in_flight()
+        return f"{full}; the oldest: {held[0].what.stage}" if held else full
+
     def _measure(self, consumer: Consumer) -> None:
-        """Where each partition stands, for the status; uses only what the client already knows."""
+        """Where each partition stands, for the status. What the client doesn't know comes from the survey."""
+        assert self._survey is not None
         oldest: dict[Key, int] = {}
-        for (key, _), item in self._items.items():
-            oldest[key] = min(oldest.get(key, item.raw.position.timestamp_ms), item.raw.position.timestamp_ms)
-        answers = True  # of the brokers: once they don't, this turn asks nothing more
+        for held in self._intake.in_flight():
+            timestamp_ms = held.what.raw.position.timestamp_ms
+            oldest[held.key] = min(oldest.get(held.key, timestamp_ms), timestamp_ms)
+        paused_because = self._why_paused() if self._paused else None
+        unknown: dict[Key, bool] = {}
         for key in self._offsets.owned():
-            known = self._marks.get(key)
+            asked = self._survey.found.get(key, Surveyed())
             next_offset = self._offsets.next_offset(key)
             committed = self._offsets.committed_offset(key)
-            if committed is None and known:
-                committed = known.committed_offset
-            elif committed is None and answers:
-                committed, answers = _committed(consumer, key)
             low, high = _watermarks(consumer, key, cached=True)
-            if answers and (high < 0 or self._paused):  # what the client knows stands still without fetches
-                asked = _watermarks(consumer, key, cached=False)
-                answers = asked[1] >= 0
-                low, high = asked if answers else (low, high)
+            if high < 0 or self._paused:  # what the client knows stands still without fetches
+                unknown[key] = committed is None and asked.committed is None
+                low, high = max(low, asked.low), max(high, asked.high)
+            elif committed is None and asked.committed is None:
+                unknown[key] = True
+            committed = asked.committed if committed is None else committed
             done = next_offset if next_offset is not None else committed if committed is not None else low
             lag = max(0, high - done) if high >= 0 and done >= 0 else None
             age_s = max(0.0, time.time() - oldest[key] / 1000) if key in oldest else None
@@ -299,14 +348,17 @@ class Reader:
                 lag_records=lag,
                 lag_s=0.0 if lag == 0 else age_s,
                 in_flight=self._offsets.in_flight(key),
-                paused_because="in-flight bound reached" if self._paused else None,
+                paused_because=paused_because,
             )
+        self._survey.ask(unknown)
 
     # --- the event loop -----------------------------------------------------------------------
 
-    def _begin(self, item: Item) -> None:
+    def _begin(self, held: Held[Item]) -> None:
         assert self._loop is not None
-        item.task = self._loop.create_task(self._run(item))
+        task = held.what.task = self._loop.create_task(self._run(held.what))
+        # Not from within `_run`: a task that is cancelled before its first step runs none of it.
+        task.add_done_callback(lambda _: self._finished.put(held))
 
     async def _run(self, item: Item) -> None:
         try:
@@ -316,7 +368,6 @@ class Reader:
                 log.exception("%s: unexpected failure at %s", self._name, item.raw.position)
                 logging.shutdown()
                 os._exit(1)
-        self._finished.put((item, item.epoch))
 
 
 def _abandon(items: Sequence[Item]) -> None:
@@ -326,17 +377,66 @@ def _abandon(items: Sequence[Item]) -> None:
             item.task.cancel()
 
 
+def _shown(position: Position) -> str:
+    return f"{position.topic}/{position.partition}@{position.offset}"
+
+
 def _size(raw: RawMessage) -> int:
     return len(raw.value or b"") + len(raw.key or b"") + 1024
 
 
-def _committed(consumer: Consumer, key: Key) -> tuple[int | None, bool]:
-    """The group's offset or None, and whether the brokers answered."""
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """What the brokers said of a partition; -1 and None where they said nothing yet."""
+
+    committed: int | None = None
+    low: int = -1
+    high: int = -1
+
+
+class Survey:
+    """Asks the brokers what the client does not know by itself, in a thread of its own: completions, commits and
+    polls never wait for an answer. `found` is replaced entry by entry and may be read at any time."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self.found: dict[Key, Surveyed] = {}
+        self._consumer = consumer
+        self._questions: queue.Queue[dict[Key, bool] | None] = queue.Queue(1)
+        self._thread = threading.Thread(target=self._main, name="survey", daemon=True)
+        self._thread.start()
+
+    def ask(self, partitions: dict[Key, bool]) -> None:
+        """Look at these, with their committed offset where True; nothing happens while an earlier round is on."""
+        if partitions and self._questions.empty():
+            self._questions.put(partitions)
+
+    def stop(self) -> None:
+        """End the thread before the consumer is closed under it."""
+        while self._thread.is_alive():
+            try:
+                self._questions.put_nowait(None)
+            except queue.Full:
+                pass
+            self._thread.join(POLL_S)
+
+    def _main(self) -> None:
+        while (partitions := self._questions.get()) is not None:
+            for key, wants_committed in partitions.items():
+                low, high = _watermarks(self._consumer, key, cached=False)
+                if high < 0:
+                    break  # they don't answer: the rest of the round would only wait as well
+                committed = _committed(self._consumer, key) if wants_committed else None
+                known = self.found.get(key, Surveyed())
+                self.found[key] = Surveyed(known.committed if committed is None else committed, low, high)
+
+
+def _committed(consumer: Consumer, key: Key) -> int | None:
+    """The group's offset, or None where there is none or nobody answers."""
     try:
         offset = consumer.committed([TopicPartition(*key)], timeout=ASK_S)[0].offset
     except KafkaException:
-        return None, False
-    return (offset if offset >= 0 else None), True
+        return None
+    return offset if offset >= 0 else None
 
 
 def _watermarks(consumer: Consumer, key: Key, *, cached: bool) -> tuple[int, int]:

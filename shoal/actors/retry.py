@@ -2,15 +2,17 @@
 
 Pure core. Backoff is exponential with jitter (AWS Architecture Blog, "Exponential Backoff And Jitter"), or
 what the system itself asked for. What tells a bad document from a bad system is its neighbours: a document
-is given up only when its dependency (a bucket, the local disk) worked for others meanwhile, or when it alone
-fails there, or when other buckets of the same kind worked meanwhile. An outage of all pauses all and gives up
-nobody.
+is given up only when, since its first failure, its dependency (a bucket, the local disk) served more calls of others
+than there are others that fail now; or, where it served none, when other dependencies of its kind did so. In an
+outage, and in a system that is half sick, nobody is given up. Who is nearly alone has no neighbours to tell: then
+somebody must look at the system itself (`Verdict.UNKNOWN`).
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from enum import Enum
 
 FIRST_DELAY_S = 0.2
 DELAY_MAX_S = 15.0
@@ -20,15 +22,27 @@ TOLD_DELAY_MAX_S = 60.0  # a system may ask for more patience than we would have
 def backoff_s(attempt: int, retry_after_s: float | None, rng: random.Random) -> float:
     """Seconds to wait before try number `attempt` + 1 (the first failure is attempt 1)."""
     if retry_after_s is not None:
-        return min(retry_after_s, TOLD_DELAY_MAX_S)
+        return max(0.0, min(retry_after_s, TOLD_DELAY_MAX_S))
     bound = min(DELAY_MAX_S, FIRST_DELAY_S * 2.0 ** min(attempt - 1, 10))
     return rng.uniform(bound / 2, bound)
 
 
+class Verdict(Enum):
+    """What a failure of one key says."""
+
+    RETRY = "retry"  # too early to tell, or the system is unwell
+    GIVE_UP = "give up"  # it is this key
+    UNKNOWN = "unknown"  # too few others to tell
+
+
+FEW = 3
+"""Keys that fail at once: so many look like a system's trouble, fewer like their own."""
+
+
 @dataclass(slots=True)
-class _Dependency:
-    last_success: float | None = None
-    failing: set[str] = field(default_factory=set)
+class _Failing:
+    since: float
+    then: dict[str, int]  # dependency -> its successes when this key first failed
 
 
 @dataclass(slots=True)
@@ -36,33 +50,47 @@ class DependencyHealth:
     """What worked and what fails, per dependency. Times are seconds of any monotonic clock."""
 
     give_up_after_s: float
-    _dependencies: dict[str, _Dependency] = field(default_factory=dict)
+    _successes: dict[str, int] = field(default_factory=dict)
+    _failing: dict[str, dict[str, _Failing]] = field(default_factory=dict)  # dependency -> key
 
-    def _of(self, dependency: str) -> _Dependency:
-        return self._dependencies.setdefault(dependency, _Dependency())
+    def succeeded(self, dependency: str, key: str) -> None:
+        """A call for `key` went well."""
+        self.forget(dependency, key)
+        self._successes[dependency] = self._successes.get(dependency, 0) + 1
 
-    def succeeded(self, dependency: str, key: str, now: float) -> None:
-        state = self._of(dependency)
-        state.last_success = now
-        state.failing.discard(key)
+    def failed(self, dependency: str, key: str, now: float) -> Verdict:
+        """A call for `key` failed again; what that says."""
+        keys = self._failing.setdefault(dependency, {})
+        failing = keys.setdefault(key, _Failing(now, dict(self._successes)))
+        if now - failing.since < self.give_up_after_s:
+            return Verdict.RETRY
+        served, others = self._since(dependency, failing), len(keys) - 1
+        if served > others:
+            return Verdict.GIVE_UP
+        if not served:
+            kind = dependency.partition("://")[0]
+            alike = [
+                name
+                for name in self._successes.keys() | self._failing.keys()
+                if name != dependency and name.partition("://")[0] == kind
+            ]
+            sick = sum(len(self._failing.get(name, ())) for name in alike)
+            if sum(self._since(name, failing) for name in alike) > sick:
+                return Verdict.GIVE_UP
+            others += sick
+        return Verdict.UNKNOWN if others < FEW else Verdict.RETRY
 
-    def failed(self, dependency: str, key: str, first_failed_at: float, now: float) -> bool:
-        """`key` failed again; True when it should be given up."""
-        state = self._of(dependency)
-        state.failing.add(key)
-        if now - first_failed_at < self.give_up_after_s:
-            return False
-        if state.last_success is not None and (state.last_success > first_failed_at or state.failing == {key}):
-            return True
-        return any(
-            other.last_success is not None and other.last_success > first_failed_at
-            for name, other in self._dependencies.items()
-            if name.partition("://")[0] == dependency.partition("://")[0]
-        )
+    def _since(self, dependency: str, failing: _Failing) -> int:
+        return self._successes.get(dependency, 0) - failing.then.get(dependency, 0)
+
+    def has_worked(self, dependency: str) -> bool:
+        """Whether any call of it ever went well."""
+        return dependency in self._successes
 
     def forget(self, dependency: str, key: str) -> None:
-        """`key` is not tried any more."""
-        state = self._of(dependency)
-        state.failing.discard(key)
-        if not state.failing and state.last_success is None:
-            del self._dependencies[dependency]  # names come from messages: what never worked is not kept
+        """`key` is not tried any more. Names come from messages: what never worked is not kept."""
+        keys = self._failing.get(dependency)
+        if keys is not None:
+            keys.pop(key, None)
+            if not keys:
+                del self._failing[dependency]

@@ -18,13 +18,17 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 from shoal.actors.names import EMBEDDER, NAMESPACE, WRITER, fetcher_name
 from shoal.actors.pipeline import FetchResult, PayloadLostError, UnforeseenError
 from shoal.errors import ConfigurationError, PermanentError, ShoalError, TransientError
+from shoal.faults import reach
 from shoal.records import Ack, Announcement, Command, EmbeddedCommand, Failure, Outcome, Progress
 from shoal.settings import Settings
+from shoal.sources.dead_letter_state import replay_of, settled
 from shoal.sources.dead_letters import dead_letter
 from shoal.sources.kafka import LogProducer
 from shoal.sources.messages import RawMessage
 
 Result = TypeVar("Result")
+
+DOWN_RETRY_S = 0.5  # an actor is back within seconds: asking its name costs little
 
 
 class RayStages:
@@ -49,6 +53,10 @@ class RayStages:
         result_ref, payload_ref = await self._submit(name, "fetch", announcement)
         return await self._await(name, result_ref), payload_ref
 
+    async def alive(self, dependency: str) -> bool:
+        answer: bool = await self._call(fetcher_name(next(self._next_fetcher)), "alive", dependency)
+        return answer
+
     async def embed(self, fetched: Any) -> tuple[Failure | None, Any]:
         refused_ref, payload_ref = await self._submit(EMBEDDER, "embed", fetched)
         return await self._await(EMBEDDER, refused_ref), payload_ref
@@ -66,14 +74,24 @@ class RayStages:
         return found
 
     async def dead_letter(self, raw: RawMessage, failure: Failure) -> None:
-        topic, key, value, headers = dead_letter(raw, failure, self._now())
+        replay = replay_of(raw)
+        died_before = replay.count if replay else 0
+        topic, key, value, headers = dead_letter(raw, failure, self._now(), died_before)
+        reach("reader.before_dead_letter")
         try:
             await asyncio.to_thread(_send, self._producer, topic, key, value, headers)
         except ConfigurationError:
             raise
         except PermanentError:  # too large for its topic: a stub that names the hash is better than a stuck partition
-            topic, key, value, headers = dead_letter(raw, failure, self._now(), value_bytes_max=0)
+            topic, key, value, headers = dead_letter(raw, failure, self._now(), died_before, value_bytes_max=0)
             await asyncio.to_thread(_send, self._producer, topic, key, value, headers)
+        reach("reader.after_dead_letter")
+
+    async def settle(self, raw: RawMessage, outcome: Outcome | None, failure: Failure | None) -> None:
+        record = settled(raw, outcome, self._now(), failure)
+        if record is not None:
+            topic, key, value = record
+            await asyncio.to_thread(_send, self._producer, topic, key, value, ())
 
     async def report(self, outcome_id: str, outcome: Outcome, raw: RawMessage, detail: dict[str, Any]) -> None:
         record = {
@@ -96,7 +114,7 @@ class RayStages:
             try:
                 handle = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
             except ValueError:
-                raise TransientError(f"{name} is not running yet") from None
+                raise TransientError(f"{name} is not running yet", DOWN_RETRY_S) from None
             self._handles[name] = handle
         try:
             return getattr(handle, method).remote(*args)
@@ -120,7 +138,7 @@ class RayStages:
     def _lost(self, name: str, error: RayActorError) -> TransientError:
         if isinstance(error, ActorDiedError):
             self._handles.pop(name, None)  # its successor has another handle
-        return TransientError(f"{name} is down ({type(error).__name__})")
+        return TransientError(f"{name} is down ({type(error).__name__})", DOWN_RETRY_S)
 
 
 def _send(producer: LogProducer, topic: str, key: Any, value: Any, headers: Any) -> None:

@@ -11,20 +11,31 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import ray
 
 from shoal.actors.group_commit import GroupCommit
+from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
+from shoal.actors.pulse import Pulse
 from shoal.errors import DeadReason, FencedError, ShoalError, TransientError
+from shoal.faults import reach
 from shoal.metrics import WriterStatistics
 from shoal.records import Ack, Embedded, Failure, Outcome, Progress, Writable
 from shoal.settings import Settings
 from shoal.store.writing import TableWriter, storage_options
+
+Result = TypeVar("Result")
+
+COMMIT_S = 120.0
+"""A commit takes milliseconds on disk, seconds on S3; Lance gives up a silent store by itself before this."""
+UPKEEP_S = 3600.0
+"""A vector index of millions of rows trains for many minutes, and is no stall."""
 
 log = logging.getLogger("shoal.writer")
 
@@ -51,6 +62,7 @@ class Writer:
         self._settings, self._model, self._width = settings, model, width
         configure_logging(settings)
         self._started = time.monotonic()
+        self._lease = LeaseKeeper("writer", settings.lease_s)
         self._tables: TableWriter | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tables")  # the only user of the tables
         self._group: GroupCommit[_Call] = GroupCommit(
@@ -63,9 +75,12 @@ class Writer:
         self._ended: str | None = None
         self._last_error: str | None = None
         self._maintenance = "none yet"
+        self._pulse = Pulse()
+        self._step_until: float | None = None  # when what the tables' thread does now has taken too long
 
     async def start(self) -> None:
         """Open the tables and take the next epoch. Raises ConfigurationError where they can't be used."""
+        self._pulse.follow_loop()
         if self._loop_task is not None or self._ended:
             return
         # Many calls meet a restarted actor at once: one opening, so one epoch or one refusal, for all of them.
@@ -104,6 +119,7 @@ class Writer:
 
     @ray.method(concurrency_group="health")
     async def statistics(self) -> WriterStatistics:
+        self._lease.renew()
         tables = self._tables.statistics() if self._tables else None
         return WriterStatistics(
             pid=os.getpid(),
@@ -117,9 +133,22 @@ class Writer:
             chunks=tables.chunks if tables else 0,
             unindexed_rows=tables.unindexed_rows if tables else 0,
             maintenance=self._maintenance,
+            stalled_s=max(self._pulse.stalled_s(), self._overdue_s()),
             ended=self._ended,
             last_error=self._last_error,
         )
+
+    def _overdue_s(self) -> float:
+        until = self._step_until
+        return 0.0 if until is None else max(0.0, time.monotonic() - until)
+
+    async def _on_tables(self, step: Callable[[], Result], at_most_s: float) -> Result:
+        """Run `step` in the tables' thread; what takes longer than `at_most_s` shows as a stall."""
+        self._step_until = time.monotonic() + at_most_s
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, step)
+        finally:
+            self._step_until = None
 
     async def _open(self) -> None:
         settings = self._settings
@@ -134,7 +163,7 @@ class Writer:
                 now=datetime.now(UTC),
             )
 
-        self._tables = await asyncio.get_running_loop().run_in_executor(self._thread, open_tables)
+        self._tables = await self._on_tables(open_tables, UPKEEP_S)  # opening may build indexes
 
     async def _opened(self) -> TableWriter:
         await self.start()
@@ -165,10 +194,9 @@ class Writer:
     async def _commit(self, calls: list[_Call]) -> None:
         assert self._tables is not None
         tables, progress = self._tables, tuple(self._progress.values())
-        loop = asyncio.get_running_loop()
         batch = [call.writable for call in calls]
         try:
-            acks = await loop.run_in_executor(self._thread, lambda: tables.apply(batch, progress, datetime.now(UTC)))
+            acks = await self._on_tables(lambda: tables.apply(batch, progress, datetime.now(UTC)), COMMIT_S)
         except ShoalError as error:  # the tables' state, whoever is in the batch
             self._fail(calls, error)
             return
@@ -184,6 +212,7 @@ class Writer:
                 calls[0].ack.set_result(Ack(Outcome.DEAD_LETTERED, failure))
             return
         self._last_error = None
+        reach("writer.before_ack")
         for call, ack in zip(calls, acks, strict=True):
             if not call.ack.done():
                 call.ack.set_result(ack)
@@ -209,9 +238,8 @@ class Writer:
         if self._tables is None or self._ended:
             return
         tables = self._tables
-        loop = asyncio.get_running_loop()
         try:
-            did = await loop.run_in_executor(self._thread, lambda: tables.maintain(datetime.now(UTC)))
+            did = await self._on_tables(lambda: tables.maintain(datetime.now(UTC)), UPKEEP_S)
         except FencedError as error:
             self._fail((), error)
         except Exception as error:  # upkeep must never stop the writing

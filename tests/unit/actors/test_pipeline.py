@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from shoal.actors.backpressure import Credits
 from shoal.actors.pipeline import RECORDS_AT_ONCE, FetchResult, Item, PayloadLostError, Pipeline, UnforeseenError
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, PermanentError, TransientError
 from shoal.records import (
@@ -46,6 +47,7 @@ class FakeStages:
     def __init__(self) -> None:
         self.script: dict[str, list[Any]] = defaultdict(list)
         self.calls: list[tuple[str, Any]] = []
+        self.settled: list[tuple[int, Outcome | None]] = []
         self.gate: asyncio.Event | None = None
         self.running = self.most_running = 0
 
@@ -80,6 +82,12 @@ class FakeStages:
     async def dead_letter(self, raw: RawMessage, failure: Failure) -> None:
         self._next("dead_letter", failure, None)
 
+    async def alive(self, dependency: str) -> bool:
+        return self._next("alive", dependency, True)
+
+    async def settle(self, raw: RawMessage, outcome: Outcome | None, failure: Failure | None) -> None:
+        self.settled.append((raw.position.offset, outcome))
+
     async def report(self, outcome_id: str, outcome: Outcome, raw: RawMessage, detail: dict[str, Any]) -> None:
         self._next("report", (outcome_id, outcome, detail), None)
 
@@ -101,7 +109,7 @@ def pipeline(
 
 
 def item(offset: int = 0) -> Item:
-    return Item(message(offset), epoch=1, started_at=0.0)
+    return Item(message(offset), started_at=0.0)
 
 
 async def test_a_document_passes_every_stage_and_is_reported_after_the_ack() -> None:
@@ -171,6 +179,81 @@ async def test_one_bad_object_is_given_up_while_others_of_its_bucket_succeed() -
     stages.script["fetch"] = [TransientError("500")] * 1000
     await asyncio.wait_for(line.run(item(2)), 5)
     assert line.dead_letters == {"object_unavailable": 1}
+
+
+async def test_one_object_that_fails_on_a_quiet_night_is_given_up_only_if_its_bucket_answers() -> None:
+    stages = FakeStages()
+    stages.script["fetch"] = [TransientError("503")] * 60
+    stages.script["alive"] = [False] * 20
+    line, now = pipeline(stages, lambda _: [announcement()])
+    await asyncio.wait_for(line.run(item()), 5)
+    assert line.dead_letters == {"object_unavailable": 1}
+    assert stages.names().count("alive") == 21, "asked at each failure after its time, until it answered"
+    assert now[0] > 100.0
+
+
+async def test_an_outage_makes_all_wait_behind_one_probe_and_loses_nobody() -> None:
+    stages = FakeStages()
+    stages.script["fetch"] = [ConfigurationError("AccessDenied; check the permissions")] * 60
+    stages.script["alive"] = [False] * 1000
+    line, now = pipeline(
+        stages, lambda raw: [announcement(f"prod:d:{raw.position.offset}", location=f"s3://b/{raw.position.offset}")]
+    )
+    tasks = [asyncio.create_task(line.run(item(offset))) for offset in range(40)]
+    while now[0] < 30.0:
+        await asyncio.sleep(0)
+    assert list(line.breakers()) == ["s3://b"]
+    assert "AccessDenied" in line.breakers()["s3://b"]
+    tried = stages.names().count("fetch")
+    assert tried < 60, "the forty that began, then probes"
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    assert line.outcomes == {"indexed": 40}
+    assert line.breakers() == {}
+
+
+async def test_what_is_fetched_is_held_within_the_bound_and_given_back_however_it_ends() -> None:
+    stages, credits, most = FakeStages(), Credits(1000, 1000), [0]
+    stages.script["embed"] = [TransientError("slow down")] * 3
+    stages.script["fetch"] = [(FetchResult(None, 300), "payload") for _ in range(20)]
+
+    async def watch() -> None:
+        while True:
+            most[0] = max(most[0], credits.payload_bytes)
+            await asyncio.sleep(0)
+
+    line, _ = pipeline(
+        stages,
+        lambda raw: [announcement(f"prod:d:{raw.position.offset}", location=f"s3://b/{raw.position.offset}")],
+        credits=credits,
+        payload_bytes=400,
+    )
+    watcher = asyncio.create_task(watch())
+    await asyncio.wait_for(asyncio.gather(*(line.run(item(offset)) for offset in range(20))), 5)
+    watcher.cancel()
+    assert 600 <= most[0] <= 1000, "several at once, never more than the bound"
+    assert (credits.payloads, credits.payload_bytes) == (0, 0)
+
+
+async def test_an_abandoned_document_gives_its_room_back() -> None:
+    stages, credits = FakeStages(), Credits(1000, 1000)
+    stages.gate = asyncio.Event()
+    line, _ = pipeline(stages, lambda _: [announcement()], credits=credits, payload_bytes=400)
+    task = asyncio.create_task(line.run(item()))
+    while not stages.running:
+        await asyncio.sleep(0)
+    assert credits.payload_bytes == 400
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert (credits.payloads, credits.payload_bytes) == (0, 0)
+
+
+async def test_what_became_of_a_message_is_settled_before_it_ends() -> None:
+    stages = FakeStages()
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item(1))
+    stages.script["fetch"] = [BadDocument(DeadReason.EMPTY, "no bytes")]
+    await line.run(item(2))
+    assert stages.settled == [(1, Outcome.INDEXED), (2, Outcome.DEAD_LETTERED)]
 
 
 async def test_documents_of_one_id_run_one_after_the_other_in_log_order() -> None:

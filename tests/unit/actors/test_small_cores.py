@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from shoal.actors.backpressure import Credits
 from shoal.actors.group_commit import GroupCommit
-from shoal.actors.retry import DELAY_MAX_S, DependencyHealth, backoff_s
+from shoal.actors.retry import DELAY_MAX_S, DependencyHealth, Verdict, backoff_s
 
 
 def test_credits_pause_at_the_bound_and_resume_at_half_of_it() -> None:
@@ -72,52 +72,61 @@ def test_backoff_obeys_what_the_system_asked_for() -> None:
 
 def test_one_bad_key_is_given_up_while_its_bucket_works() -> None:
     health = DependencyHealth(give_up_after_s=10)
-    assert not health.failed("s3://b", "k", first_failed_at=0, now=0)
-    health.succeeded("s3://b", "other", now=5)
-    assert not health.failed("s3://b", "k", first_failed_at=0, now=9), "not before its time"
-    assert health.failed("s3://b", "k", first_failed_at=0, now=10)
+    assert health.failed("s3://b", "k", now=0) is Verdict.RETRY
+    health.succeeded("s3://b", "other")
+    assert health.failed("s3://b", "k", now=9) is Verdict.RETRY, "not before its time"
+    assert health.failed("s3://b", "k", now=10) is Verdict.GIVE_UP
 
 
 def test_an_outage_of_all_gives_up_nobody() -> None:
     health = DependencyHealth(give_up_after_s=10)
-    health.succeeded("s3://b", "earlier", now=0)
-    for key in ("k1", "k2"):
-        health.failed("s3://b", key, first_failed_at=1, now=1)
-    assert not health.failed("s3://b", "k1", first_failed_at=1, now=1000)
-    assert not health.failed("s3://b", "k2", first_failed_at=1, now=1000)
+    health.succeeded("s3://b", "earlier")
+    keys = ("k1", "k2", "k3", "k4")
+    for key in keys:
+        health.failed("s3://b", key, now=1)
+    assert [health.failed("s3://b", key, now=1000) for key in keys] == [Verdict.RETRY] * 4
 
 
-def test_a_dependency_that_never_worked_gives_up_nobody() -> None:
+def test_a_bucket_that_serves_fewer_than_it_fails_gives_up_nobody() -> None:
     health = DependencyHealth(give_up_after_s=10)
-    assert not health.failed("s3://typo", "k", first_failed_at=0, now=1000)
+    for number in range(20):
+        health.failed("s3://b", f"k{number}", now=0)
+    for number in range(8):
+        health.succeeded("s3://b", f"k{number}")
+    assert health.failed("s3://b", "k19", now=1000) is Verdict.RETRY
+    for number in range(8, 15):
+        health.succeeded("s3://b", f"k{number}")
+    assert health.failed("s3://b", "k19", now=1001) is Verdict.GIVE_UP, "most were served by now"
 
 
-def test_a_lone_failing_key_is_given_up_on_a_quiet_but_healthy_bucket() -> None:
+def test_who_fails_alone_is_undecided_even_where_the_bucket_worked_before() -> None:
     health = DependencyHealth(give_up_after_s=10)
-    health.succeeded("s3://b", "other", now=0)
-    assert health.failed("s3://b", "k", first_failed_at=1, now=11)
+    health.succeeded("s3://b", "other")
+    assert health.failed("s3://b", "k", now=1) is Verdict.RETRY
+    assert health.failed("s3://b", "k", now=11) is Verdict.UNKNOWN
 
 
 def test_a_bucket_that_never_worked_is_given_up_while_other_buckets_work() -> None:
     health = DependencyHealth(give_up_after_s=10)
-    assert not health.failed("s3://typo", "k", first_failed_at=0, now=0)
-    health.succeeded("s3://good", "other", now=5)
-    assert not health.failed("s3://typo", "k", first_failed_at=0, now=9), "not before its time"
-    assert health.failed("s3://typo", "k", first_failed_at=0, now=10)
+    assert health.failed("s3://typo", "k", now=0) is Verdict.RETRY
+    health.succeeded("s3://good", "other")
+    assert health.failed("s3://typo", "k", now=9) is Verdict.RETRY, "not before its time"
+    assert health.failed("s3://typo", "k", now=10) is Verdict.GIVE_UP
 
 
 def test_an_outage_of_all_of_s3_gives_up_nobody_though_the_local_disk_works() -> None:
     health = DependencyHealth(give_up_after_s=10)
-    for bucket in ("s3://a", "s3://b"):
-        health.failed(bucket, "k", first_failed_at=0, now=0)
-    health.succeeded("file://", "f", now=50)
-    health.succeeded("inline", "i", now=50)
-    assert not health.failed("s3://a", "k", first_failed_at=0, now=100)
+    for bucket in ("s3://a", "s3://b", "s3://c", "s3://d"):
+        health.failed(bucket, "k", now=0)
+    health.succeeded("file://", "f")
+    health.succeeded("inline", "i")
+    assert health.failed("s3://a", "k", now=100) is Verdict.RETRY
 
 
 def test_buckets_that_never_worked_are_not_remembered() -> None:
     health = DependencyHealth(give_up_after_s=10)
     for number in range(100):  # names come from messages
-        health.failed(f"s3://b{number}", "k", first_failed_at=0, now=0)
+        health.failed(f"s3://b{number}", "k", now=0)
         health.forget(f"s3://b{number}", "k")
-    assert health._dependencies == {}
+    assert health._failing == {}
+    assert health._successes == {}
