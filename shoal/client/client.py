@@ -134,7 +134,8 @@ class Shoal:
         return self._ask("GET", f"/api/v1/jobs/{quote(job_id, safe='')}")
 
     def ingest(self) -> Body:
-        """{ingest, age_s, tables, query_embedder, warnings}: `ingest` as the supervisor published it, or None."""
+        """{health, reasons, ingest, age_s, tables, feeds, query_embedder, warnings}: `ingest` as the supervisor
+        published it, or None."""
         return self._ask("GET", "/api/v1/ingest")
 
     def health(self) -> Body:

@@ -8,8 +8,8 @@ from typing import Any
 
 from shoal.cluster.doctor import Finding
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, out, say
+from shoal.cluster.status_view import health_of, render
 
-STATUS_AGE_S_MAX = 15.0  # the supervisor writes every 2 s: an older one means that it is gone
 RESULT_COLUMNS = ("score", "data_source", "data_type", "dataset", "collected_at", "urn", "what")
 
 
@@ -28,57 +28,11 @@ def show_results(answer: Mapping[str, Any], form: Format) -> None:
 
 def show_status(answer: Mapping[str, Any], form: Format) -> int:
     """What `/api/v1/ingest` says; FAILED where ingest is not known to be well."""
-    flow: Mapping[str, Any] = answer.get("ingest") or {}
-    ok = flow.get("health") == "ok" and (answer.get("age_s") or 0) <= STATUS_AGE_S_MAX
     if form is Format.json:
         emit_json(answer)
-        return Exit.OK if ok else Exit.FAILED
-    for warning in answer.get("warnings") or ():
-        say(f"note: {warning}")
-    if not flow:
-        return Exit.FAILED
-    writer, embedder = flow.get("writer") or {}, flow.get("embedder") or {}
-    readers: Sequence[Mapping[str, Any]] = flow.get("readers") or ()
-    partitions = [{"reader": reader["name"], **partition} for reader in readers for partition in reader["partitions"]]
-    lags = [partition["lag_records"] for partition in partitions]
-    emit_pairs(
-        {
-            "health": flow.get("health"),
-            "status age": f"{answer.get('age_s')} s",
-            "broker": f"{flow.get('broker')} ({flow.get('cluster')})",
-            "ingress": flow.get("ingress"),
-            "model": flow.get("model"),
-            "documents": writer.get("documents"),
-            "chunks": writer.get("chunks"),
-            "writer": f"epoch {writer.get('epoch')}, commit {writer.get('commit_sequence')} "
-            f"at {writer.get('last_commit_at')}",
-            "embedder": f"{embedder.get('texts')} texts, {embedder.get('cache_hits')} from the cache, "
-            f"{embedder.get('queued_texts')} queued",
-            "lag": sum(lag for lag in lags if lag is not None) if any(lag is not None for lag in lags) else None,
-            "in flight": sum(reader["in_flight_items"] for reader in readers),
-            "outcomes": _summed(readers, "outcomes"),
-            "dead letters": _summed(readers, "dead_letters") or "none",
-        }
-    )
-    out.print()
-    emit_rows(
-        partitions,
-        ("topic", "partition", "reader", "lag_records", "lag_s", "in_flight", "committed_offset", "paused_because"),
-    )
-    for where, problem in (flow.get("problems") or {}).items():
-        say(f"problem: {where}: {problem}")
-    for reader in readers:
-        if reader.get("last_error") and reader["in_flight_items"]:
-            say(f"{reader['name']}: {reader['oldest_item_stage']}: {reader['last_error']}")
-    return Exit.OK if ok else Exit.FAILED
-
-
-def _summed(readers: Sequence[Mapping[str, Any]], field: str) -> str:
-    total: dict[str, int] = {}
-    for reader in readers:
-        for name, count in reader[field].items():
-            total[name] = total.get(name, 0) + count
-    return ", ".join(f"{name} {count}" for name, count in sorted(total.items()))
+    else:
+        out.print(render(answer))
+    return Exit.OK if health_of(answer) == "ok" else Exit.FAILED
 
 
 def show_explanation(found: Mapping[str, Any], form: Format) -> int:

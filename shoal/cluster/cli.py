@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal import __version__
+from shoal.cluster.cli_dead_letters import dlq_app
 from shoal.errors import ConfigurationError, ShoalError, TransientError
 
 if TYPE_CHECKING:
@@ -128,12 +129,30 @@ def search(
 
 
 @app.command()
-def status(output: Output = "table", url: Url = "") -> None:
-    """The truth about the flow: lag, in flight, outcomes, dead letters, writer, embedder."""
+def status(
+    seconds: Annotated[float | None, typer.Argument(help="With --watch: how often, in seconds; default 2.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until Ctrl-C.")] = False,
+    output: Output = "table",
+    url: Url = "",
+) -> None:
+    """The truth about the flow: how it is, what is wrong and what to do; lag, in flight, oldest, rates, dead letters.
+
+    Exit code 0 only where health is ok (`shoal status >/dev/null || page-somebody`). `--watch` outlives a service
+    that is down, prints a block per interval where stdout is no terminal (with -o json: a line), and ends by Ctrl-C
+    with 0. docs/status.md says of each field what to do when it is bad.
+    """
     from shoal.cluster.asking import show_status
 
     form = _format(output)
-    raise typer.Exit(show_status(_client(url).ingest(), form))
+    client = _client(url)
+    if seconds is not None and not watch:
+        raise ConfigurationError("SECONDS belongs to --watch: shoal status --watch 5")
+    if not watch:
+        raise typer.Exit(show_status(client.ingest(), form))
+    from shoal.cluster.live import INTERVAL_S, INTERVAL_S_MIN
+    from shoal.cluster.live import watch as watch_status
+
+    raise typer.Exit(watch_status(client.ingest, max(INTERVAL_S_MIN, seconds or INTERVAL_S), form))
 
 
 @app.command()
@@ -174,6 +193,19 @@ def config_show(output: Output = "table") -> None:
         emit_json(found)
     else:
         emit_rows(found, ("name", "value", "from", "set by", "meaning"), fold=True)
+
+
+from shoal.cluster.cli_drain import drain  # noqa: E402 - light: a command of its own
+
+app.command()(drain)
+
+from shoal.cluster import cli_log  # noqa: E402 - light: commands of their own
+
+for _command in (cli_log.verify, cli_log.replay, cli_log.backfill):
+    app.command()(_command)
+
+
+app.add_typer(dlq_app, name="dlq")
 
 
 def _settings(**overrides: Any) -> Settings:

@@ -53,6 +53,11 @@ def emit_json(value: Any) -> None:
 
 def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, fold: bool = False) -> None:
     """`rows` on stdout as a table of `columns`; cells are plain text, cut to fit, or folded."""
+    out.print(table_of(rows, columns, fold=fold))
+
+
+def table_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, fold: bool = False) -> Table:
+    """What `emit_rows` prints."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     cells = [[cell(row.get(column)) for column in columns] for row in rows]
     for place, column in enumerate(columns):
@@ -62,7 +67,7 @@ def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, fold
         table.add_column(column, overflow="fold" if fold else "ellipsis", no_wrap=not fold, min_width=width)
     for line in cells:
         table.add_row(*map(Text, line))
-    out.print(table)
+    return table
 
 
 def emit_pairs(pairs: Mapping[str, Any]) -> None:

@@ -1,106 +1,210 @@
-"""The runtime: one call brings the whole service up on this machine, one takes it down.
+"""The runtime: one call brings the whole service up on this machine, one keeps it up, one takes it down.
 
-`start` checks what can be checked before anything runs (ports, model against tables, broker), then starts
-the embedded broker where no Kafka is configured, Ray, Serve, the ingest side and the two query applications.
-It raises `ConfigurationError` with what to do next; whatever it had started is stopped again.
+`start` checks what can be checked before anything runs (ports, model against tables, broker), then starts the
+embedded broker where no Kafka is configured, and the host (shoal.cluster.hosting) of Ray, Serve, the ingest side and
+the query applications. It raises `ConfigurationError` with what to do next; whatever it had started is stopped again.
+Later either of the two may die or hang: `keep_up` starts it again in place, at once or, after short lives, with a
+growing pause, and says so. A broker's new life has another address; the supervisor reads it where the broker puts it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import logging
-import os
 import socket
-import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
-
-import psutil
+from typing import IO
 
 from shoal.cluster import ray_environment
 from shoal.cluster.embedded_broker import BrokerHandle, start_broker
+from shoal.cluster.hosting import READY_S, Host, Plan
 from shoal.cluster.leftovers import end_leftovers
+from shoal.cluster.watching import Do, Watched
 from shoal.embeddings.models import create_model, default_model_name, model_width
-from shoal.errors import ConfigurationError, TransientError
+from shoal.errors import ConfigurationError, ShoalError
 from shoal.settings import Settings
-from shoal.sources.kafka import Connection, connection, ensure_topics
-from shoal.store.state_files import read_state
 
-READY_S = 120.0
-REFUSALS_INTERVAL_S = 2.0
-CPUS_MIN = 4  # logical shares: below this Ray can't place the actors at all
+LISTEN_S = 0.1
+PROBE_S = 10.0
+SILENT_S = 120.0
+"""Ray and Serve replace what hangs among their own within some tens of seconds; after this it is they who hang."""
+STATUS_AGE_S_MAX = 30.0
+START_S = READY_S + 60.0
 
 Progress = Callable[[str], None]
+
+
+def _watched_for_ever() -> Watched:
+    return Watched(hang_s=float("inf"), start_s=float("inf"))
+
+
+def _watched_by_probe() -> Watched:
+    return Watched(hang_s=SILENT_S, start_s=START_S)
 
 
 @dataclass(slots=True)
 class Running:
     """A started service. `stop()` may be called once."""
 
-    settings: Settings
-    ingress: str
-    model: str
-    broker: BrokerHandle | None
-    started_s: float
+    plan: Plan
     claim: IO[str]
-    bystanders: frozenset[psutil.Process] = frozenset()  # children that were there before
+    broker: BrokerHandle | None = None
+    host: Host | None = None
+    started_s: float = 0.0
+    _broker_watched: Watched = field(default_factory=_watched_for_ever)
+    _host_watched: Watched = field(default_factory=_watched_by_probe)
+    _broker_since: float = 0.0
+    _host_since: float = 0.0
+    _ready_since: float | None = None
+    _probes: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="probe"))
+    _probe: Future[bool] | None = None
+    _probed_at: float = 0.0
+
+    @property
+    def settings(self) -> Settings:
+        return self.plan.settings
+
+    @property
+    def ingress(self) -> str:
+        return self.plan.ingress
+
+    @property
+    def model(self) -> str:
+        return self.plan.model
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.settings.http_host in ("0.0.0.0", "::") else self.settings.http_host  # noqa: S104
-        return f"http://{host}:{self.settings.http_port}"
+        return self.plan.url
+
+    def start_broker(self) -> None:
+        """Raises ConfigurationError, TransientError."""
+        self.broker = start_broker(self.settings)
+        self._broker_since = now = time.monotonic()
+        self._broker_watched.created(now)
+        self._broker_watched.answered(self.broker.process.pid, 0.0, 0.0, now)
+
+    def start_host(self) -> Host:
+        """It becomes ready, or has trouble, later."""
+        self.host = Host(self.plan)
+        self._host_since, self._ready_since = time.monotonic(), None
+        self._host_watched.created(self._host_since)
+        return self.host
+
+    def keep_up(self, say: Progress) -> None:
+        """Look once at what must run, and start again what does not. Call it every half second or so."""
+        if self.settings.is_embedded:
+            self._keep_broker(time.monotonic(), say)
+        self._keep_host(time.monotonic(), say)
+
+    def _keep_broker(self, now: float, say: Progress) -> None:
+        watched = self._broker_watched
+        if self.broker is not None:
+            if self.broker.process.poll() is None:
+                watched.answered(self.broker.process.pid, now - self._broker_since, 0.0, now)
+                return
+            self.broker.stop()
+            self.broker = None
+            watched.died("the embedded broker has ended", now)
+            say(f"{watched.reason}; nothing announced is lost; it is started again{_in(watched.backoff_s(now))}")
+        if watched.decide(now) is Do.CREATE:
+            try:
+                self.start_broker()
+            except ShoalError as error:
+                now = time.monotonic()
+                watched.died(str(error), now, hopeless=True)
+                say(f"{error}; tried again{_in(watched.backoff_s(now))}")
+            else:
+                say("the embedded broker is back")
+
+    def _keep_host(self, now: float, say: Progress) -> None:
+        watched = self._host_watched
+        if self.host is not None:
+            self.host.listen()
+            trouble: ShoalError | str | None = self.host.trouble()
+            if trouble is not None:
+                watched.died(str(trouble), now, hopeless=not self.host.is_ready)
+            elif self._is_well(self.host, now, say):
+                watched.answered(self.host.pid, now - self._host_since, 0.0, now)
+            if trouble is None and watched.decide(now) is Do.END:
+                trouble = watched.reason
+            if trouble is None:
+                return
+            self.host.kill()
+            self.host = None
+            say(f"{trouble}: Ray and Serve are started again{_in(watched.backoff_s(now))}")
+        broker_is_there = self.broker is not None or not self.settings.is_embedded
+        if broker_is_there and watched.decide(time.monotonic()) is Do.CREATE:
+            self.start_host()
+
+    def _is_well(self, host: Host, now: float, say: Progress) -> bool:
+        """Whether the host has just become ready, or queries and the supervisor's status answer."""
+        if not host.is_ready:
+            return False
+        if self._ready_since is None:
+            self._ready_since = self._probed_at = now
+            say(f"Shoal is back after {now - self._host_since:.1f} s")
+            return True
+        if self._probe is None and now - self._probed_at >= PROBE_S:
+            self._probed_at = now
+            self._probe = self._probes.submit(_answers, self.url)
+        if self._probe is None or not self._probe.done():
+            return False
+        probe, self._probe = self._probe, None
+        return probe.result()
+
+    def became_ready(self) -> None:
+        """The first start is done: from now on `keep_up` looks after it."""
+        self._ready_since = self._probed_at = now = time.monotonic()
+        if self.host is not None:
+            self._host_watched.answered(self.host.pid, now - self._host_since, 0.0, now)
 
     def stop(self) -> None:
         """Drain, then stop everything this call started. Never raises."""
-        import ray
-        from ray import serve
-
-        descendants = _descendants() - self.bystanders
-        with _quiet():
-            if ray.is_initialized():  # else Serve would start a cluster only to look for its applications
-                with contextlib.suppress(Exception):
-                    serve.shutdown()  # type: ignore[no-untyped-call]  # the supervisor drains as it goes
-            with contextlib.suppress(Exception):
-                ray.shutdown()  # also what an interrupted start has left
-            if self.broker is not None:
-                self.broker.stop()
-        # A Ray that was interrupted while it started leaves agents behind, which notice only after a minute.
-        _, left = psutil.wait_procs(list(descendants), timeout=1)
-        for process in left:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+        if self.host is not None:
+            self.host.stop()
+        if self.broker is not None:
+            self.broker.stop()
+        self._probes.shutdown(wait=False, cancel_futures=True)
         self.claim.close()
+
+
+def _in(seconds: float) -> str:
+    return f" in {seconds:.0f} s" if seconds >= 1 else ""
+
+
+def _answers(url: str) -> bool:
+    import httpx
+
+    try:
+        response = httpx.get(f"{url}/api/v1/ingest", timeout=5)
+        return response.status_code == 200 and (response.json().get("age_s") or 0.0) <= STATUS_AGE_S_MAX
+    except (httpx.HTTPError, ValueError):
+        return False
 
 
 def start(settings: Settings, progress: Progress = lambda _: None) -> Running:
     """Bring the service up and wait until it answers."""
     began = time.monotonic()
-    bystanders = _descendants()
-    # Lance warns at every fork; what we fork executes another program at once.
-    warnings.filterwarnings("ignore", message="lance is not fork-safe")
     end_leftovers(settings)
     _check_port(settings)
     model, width = choose_model(settings)
     check_key(settings, model)
     _check_place(settings)
     ingress = ray_environment.prepare(settings)
-    running = Running(settings, ingress, model, None, 0.0, claimed(settings), bystanders)
+    host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
+    plan = Plan(settings, model, width, ingress, f"http://{host}:{settings.http_port}", uuid.uuid4().hex)
+    running = Running(plan, claimed(settings))
     try:
         if settings.is_embedded:
             progress("starting the embedded broker")
-            running.broker = start_broker(settings)
-        place = connection(settings)
-        since = datetime.now(UTC)
-        _start_cluster(settings, place, model, width, ingress, progress)
-        progress("waiting for the tables and the query side")
-        _wait_ready(running.url, lambda: _refusals(settings, place.cluster, since))
+            running.start_broker()
+        _wait_for(running.start_host(), progress)
+        running.became_ready()
     except BaseException:
         running.stop()
         raise
@@ -108,8 +212,16 @@ def start(settings: Settings, progress: Progress = lambda _: None) -> Running:
     return running
 
 
-def _descendants() -> frozenset[psutil.Process]:
-    return frozenset(psutil.Process().children(recursive=True))
+def _wait_for(host: Host, progress: Progress) -> None:
+    shown = ""
+    while not host.is_ready:
+        host.listen()
+        if host.step != shown:
+            shown = host.step
+            progress(shown)
+        if (trouble := host.trouble()) is not None:
+            raise trouble
+        time.sleep(LISTEN_S)
 
 
 def claimed(settings: Settings) -> IO[str]:
@@ -183,115 +295,3 @@ def _check_port(settings: Settings) -> None:
                 f"port {settings.http_port} on {settings.http_host} can't be used ({error.strerror}): stop what "
                 "uses it, or set SHOAL_HTTP_PORT"
             ) from None
-
-
-def _start_cluster(
-    settings: Settings, place: Connection, model: str, width: int, ingress: str, progress: Progress
-) -> None:
-    if not settings.is_embedded:
-        ensure_topics(settings, place)
-    progress("starting Ray")
-    from ray import serve
-
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    _start_ray(settings)
-    progress("starting Serve, the ingest actors and the query applications")
-    from shoal.cluster.supervisor import ingest_app
-    from shoal.serve_apps.apps import mcp_app, rest_app
-
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
-    with _quiet():
-        serve.start(http_options={"host": settings.http_host, "port": settings.http_port}, logging_config=quiet)
-        targets: list[Any] = [
-            serve.RunTarget(ingest_app(settings, place, model, width, ingress), name="ingest", route_prefix=None),
-            serve.RunTarget(rest_app(settings), name="rest", route_prefix="/"),
-            serve.RunTarget(mcp_app(settings), name="mcp", route_prefix="/mcp"),
-        ]
-        # Who is ready is asked below: an application whose replicas are refused would be waited for for minutes.
-        serve.run_many(targets, wait_for_applications_running=False)
-
-
-def _start_ray(settings: Settings) -> None:
-    import ray
-
-    if settings.ray_address:
-        ray.init(address=settings.ray_address, log_to_driver=False, logging_level=logging.ERROR)
-        return
-    for attempt in (1, 2):
-        try:
-            ray.init(
-                address="local",  # not another's cluster that happens to run here, nor RAY_ADDRESS
-                num_cpus=max(CPUS_MIN, os.cpu_count() or 1),
-                include_dashboard=bool(settings.dashboard_port),
-                dashboard_port=settings.dashboard_port or None,
-                object_store_memory=settings.object_store_bytes,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except Exception as error:
-            # Ray gives a node 30 s to start, whatever else the machine is doing.
-            ray.shutdown()
-            if attempt == 2:
-                raise TransientError(f"Ray did not start: {error}") from error
-        else:
-            return
-
-
-def _refusals(settings: Settings, cluster: str, since: datetime) -> list[str]:
-    """What the ingest side says a person must mend. From its status: with the throughput settings a Serve handle
-    works only within an event loop, which this process has none of."""
-    try:
-        status = read_state(settings, "status.json") or {}
-    except TransientError:
-        return []
-    mine = status.get("cluster") == cluster and status.get("at", "") >= since.isoformat()
-    return list(status.get("refusals", {}).values()) if mine else []
-
-
-def _wait_ready(url: str, refusals: Callable[[], list[str]]) -> None:
-    """Until the tables are open and the query embedder has loaded; without the embedder, at the deadline.
-
-    Raises ConfigurationError as soon as the ingest side says what a person must mend."""
-    import httpx
-
-    deadline, last, degraded = time.monotonic() + READY_S, "no answer", False
-    asked = time.monotonic()
-    while time.monotonic() < deadline:
-        if time.monotonic() - asked >= REFUSALS_INTERVAL_S:
-            asked = time.monotonic()
-            if refused := refusals():
-                raise ConfigurationError(refused[0])
-        try:
-            response = httpx.get(f"{url}/readyz", timeout=5)
-        except httpx.HTTPError as error:
-            last = str(error)
-        else:
-            degraded = response.status_code == 200
-            if degraded and response.json().get("status") == "ready":
-                return
-            last = response.text[:300]
-        time.sleep(0.2)
-    if degraded:
-        return  # searches by meaning fall back to keywords, and say so
-    raise TransientError(f"the service did not become ready within {READY_S:g} s; last answer: {last}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what Ray prints while it starts and stops, on either stream: it is neither data, progress nor an error."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = {number: os.dup(number) for number in (1, 2)}
-    sink = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number in saved:
-            os.dup2(sink, number)
-        yield
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        for number, copy in saved.items():
-            os.dup2(copy, number)
-            os.close(copy)
-        os.close(sink)

@@ -8,8 +8,9 @@ from types import FrameType
 
 from shoal.cluster.output import err, say
 from shoal.cluster.runtime import Running, start
-from shoal.errors import TransientError
 from shoal.settings import Settings
+
+TURN_S = 0.5
 
 
 class StopSignal:
@@ -28,23 +29,16 @@ class StopSignal:
         self._asked.set()
 
     def wait(self, running: Running) -> None:
-        """Until asked to stop. Raises TransientError when the embedded broker has ended by itself."""
-        while not self._asked.wait(0.5):
-            if running.broker is not None and running.broker.process.poll() is not None:
-                raise TransientError(
-                    "the embedded broker has ended; nothing announced is lost: start again, and it goes on where it was"
-                )
+        """Until asked to stop; what dies meanwhile is started again."""
+        while not self._asked.wait(TURN_S):
+            running.keep_up(say)
 
 
 def begin(settings: Settings) -> Running:
     """Start everything, with its progress on stderr. SIGTERM interrupts it as Ctrl-C does: what runs is stopped."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with err.status("starting") as status:
-
-        def show(step: str) -> None:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # anew: Ray puts its own in place as it starts
-            status.update(step)
-
-        return start(settings, show)
+        return start(settings, status.update)
 
 
 def serve_until_stopped(settings: Settings) -> None:

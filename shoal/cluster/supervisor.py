@@ -1,15 +1,16 @@
 """The supervisor: starts the ingest side, keeps it running, and publishes the truth about it.
 
-A Serve application without a route, so that one Serve configuration owns ingest and queries alike. Every
-second it makes sure that each actor exists and has started; every two seconds it writes what they report to
-`{tables}/_shoal/status.json`, from which the query side reads (it may live in another cluster). An actor
-that answers late is not dead: only Ray's word is. Deleting the application drains and dismisses the crew.
+A Serve application without a route, so that one Serve configuration owns ingest and queries alike. Every second it
+turns the crew (shoal.cluster.crew): who is missing is created, who hangs is replaced, who keeps dying waits. Every
+two seconds it writes what they report to `{tables}/_shoal/status.json`, from which the query side reads (it may live
+in another cluster), and looks there for a request to drain. Deleting the application drains and dismisses the crew;
+where the supervisor is killed instead, its successor adopts the crew, or, without one, their leases run out.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -17,77 +18,83 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
 
 from shoal.actors.logs import configure_logging
-from shoal.actors.names import EMBEDDER, WRITER
-from shoal.cluster.topology import Crew, dismiss, ensure_crew
-from shoal.errors import ConfigurationError, ShoalError, TransientError
+from shoal.cluster.crew import Crew
+from shoal.cluster.draining import Drain, wanted
+from shoal.cluster.status import Facts, build_status
+from shoal.cluster.topology import posts
+from shoal.errors import TransientError
 from shoal.settings import Settings
-from shoal.sources.kafka import Connection
-from shoal.store.state_files import write_state
+from shoal.sources.kafka import Connection, connection
+from shoal.store.state_files import read_state, write_state
 
 TICK_S = 1.0
 STATUS_INTERVAL_S = 2.0
-ANSWER_S = 5.0
-DRAIN_S = 10.0
 
 log = logging.getLogger("shoal.supervisor")
 
 
 class Supervisor:
-    """One replica; `user_config` starts it."""
+    """One replica; `user_config` starts it. `life`: of the service, across the supervisor's own restarts."""
 
-    def __init__(self, settings: Settings, connection: Connection, model: str, width: int, ingress: str) -> None:
+    def __init__(
+        self, settings: Settings, connection: Connection, model: str, width: int, ingress: str, life: str
+    ) -> None:
         configure_logging(settings)
         self._settings, self._connection = settings, connection
-        self._model, self._width, self._ingress = model, width, ingress
+        self._model, self._ingress, self._life = model, ingress, life
         self._started_at = datetime.now(UTC)
-        self._is_draining = False
-        self._crew: Crew | None = None
+        self._crew = Crew(posts(settings, model, width), settings.hang_s, settings.start_s)
         self._task: asyncio.Task[None] | None = None
-        self._problems: dict[str, str] = {}
-        self._refusals: dict[str, str] = {}  # those of the problems that a person must mend
-        self._creating: asyncio.Future[Crew] | None = None
+        self._draining: asyncio.Task[None] | None = None
+        self._drain: Drain | None = None
+        self._problems: dict[str, str] = {}  # of the supervisor itself
+        self._previous: Any = None
+        self._is_ending = False
 
     async def reconfigure(self, _: dict[str, Any]) -> None:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._supervise())
 
     async def check_health(self) -> None:
-        if self._task is not None and self._task.done() and not self._is_draining:
+        if self._task is not None and self._task.done() and not self._is_ending:
             raise RuntimeError("the supervisor's loop has ended")
 
-    async def drain(self) -> None:
-        """Finish what is in flight, in the order of the flow, then dismiss the crew."""
-        self._is_draining = True
-        if self._task is not None:
-            self._task.cancel()
-        if self._creating is not None:  # a thread can't be cancelled: what it still creates must go too
-            await asyncio.wait([self._creating])
-            if self._creating.exception() is None:
-                self._crew = self._creating.result()
-            self._creating = None
-        if self._crew is None:
-            return
-        crew, self._crew = self._crew, None
-        drains = [asyncio.ensure_future(_awaited(reader.drain.remote(DRAIN_S))) for reader in crew.readers.values()]
-        await asyncio.wait(drains, timeout=DRAIN_S + 1)
-        for drain in drains:
-            drain.add_done_callback(_retrieve)
-        await asyncio.to_thread(dismiss, crew)
+    async def drain(self, timeout_s: float, request_id: str = "") -> None:
+        """Finish what is in flight within `timeout_s`, and take nothing new from then on. Queries go on."""
+        if self._draining is None:
+            self._drain = Drain(request_id)
+            self._draining = asyncio.get_running_loop().create_task(self._drained(self._drain, timeout_s))
+        await asyncio.wait([self._draining], timeout=timeout_s + 10)
+
+    async def _drained(self, drain: Drain, timeout_s: float) -> None:
+        log.info("draining, for up to %g s", timeout_s)
+        drain.left = await self._crew.drain(timeout_s)
+        drain.state = "drained"
+        log.info("drained; left unfinished: %s", drain.left or "nothing")
 
     async def __del__(self) -> None:
-        await self.drain()
+        """Serve awaits this where it ends the replica in order."""
+        self._is_ending = True
+        await self.drain(self._settings.drain_s)  # writer and embedder are watched meanwhile: work needs them
+        if self._task is not None:
+            self._task.cancel()
+        await self._crew.dismiss()
 
     async def _supervise(self) -> None:
+        with contextlib.suppress(TransientError):
+            self._previous = await asyncio.to_thread(read_state, self._settings, "status.json")
+        if isinstance(self._previous, dict) and self._previous.get("life") == self._life:
+            self._crew.remember(self._previous.get("actors") or {})
         written_at = 0.0
         while True:
             began = time.monotonic()
-            await self._guarded("start", self._start)
+            await self._guarded("turn", self._turn)
             if began - written_at >= STATUS_INTERVAL_S:
                 written_at = began
                 await self._guarded("status", self._report)
+                await self._guarded("drain request", self._look_for_drain)
             await asyncio.sleep(max(0.0, TICK_S - (time.monotonic() - began)))
 
     async def _guarded(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
@@ -100,100 +107,58 @@ class Supervisor:
         else:
             self._problems.pop(f"supervisor {what}", None)
 
-    async def _start(self) -> None:
-        """`start()` is idempotent, and a restarted process needs it again."""
-        create = asyncio.to_thread(ensure_crew, self._settings, self._connection, self._model, self._width)
-        self._creating = asyncio.ensure_future(create)
-        self._crew = crew = await asyncio.shield(self._creating)
-        await self._ask("start", {WRITER: crew.writer.start.remote()})
-        await self._ask("start", {name: reader.start.remote() for name, reader in crew.readers.items()})
-
-    async def _ask(self, what: str, calls: dict[str, Any]) -> dict[str, Any]:
-        """Answers by name; who doesn't answer is a problem in the status, not a death."""
-        if not calls:  # no crew yet: the status is written all the same, and says why
-            return {}
-        tasks = {name: asyncio.ensure_future(_awaited(call)) for name, call in calls.items()}
-        # Not `wait_for`: it cancels, and waits for the cancellation of, a reference that may never be answered.
-        await asyncio.wait(tasks.values(), timeout=ANSWER_S)
-        good = {}
-        for name, task in tasks.items():
-            key = f"{name} {what}"
-            if not task.done():
-                task.add_done_callback(_retrieve)
-                self._problems[key] = f"no answer within {ANSWER_S:g} s"
-            elif task.cancelled():
-                self._problems[key] = "the call was cancelled"
-            elif (error := task.exception()) is not None:
-                self._problems[key] = _problem(error)
-                if (refusal := _refusal(error)) is not None:
-                    self._refusals[key] = refusal
+    async def _turn(self) -> None:
+        if self._settings.is_embedded:  # each of its lives has another address
+            try:
+                self._connection = connection(self._settings)
+            except TransientError as error:
+                self._problems["broker"] = str(error)
             else:
-                self._problems.pop(key, None)
-                self._refusals.pop(key, None)
-                good[name] = task.result()
-        return good
+                self._problems.pop("broker", None)
+        await self._crew.turn(self._connection)
 
     async def _report(self) -> None:
-        handles = self._crew.handles() if self._crew else {}
-        answers = await self._ask("statistics", {name: handle.statistics.remote() for name, handle in handles.items()})
-        reports = {name: dataclasses.asdict(answer) for name, answer in answers.items()}
-        writer = reports.get(WRITER)
-        self._problems.pop("writer ended", None)
-        if writer and writer["ended"]:
-            self._problems["writer ended"] = writer["ended"]
-        status = {
-            "at": datetime.now(UTC).isoformat(),
-            "started_at": self._started_at.isoformat(),
-            "health": "ok" if not self._problems else "degraded",
-            "problems": dict(self._problems),
-            "refusals": dict(self._refusals),
-            "cluster": self._connection.cluster,
-            "broker": "embedded" if self._settings.is_embedded else "kafka",
-            "ingress": self._ingress,
-            "model": self._model,
-            "writer": writer,
-            "embedder": reports.get(EMBEDDER),
-            "fetchers": [report for name, report in reports.items() if name.startswith("fetcher")],
-            "readers": [report for name, report in reports.items() if name.startswith("reader")],
-        }
+        settings = self._settings
+        facts = Facts(
+            cluster=self._connection.cluster,
+            broker="embedded" if settings.is_embedded else "kafka",
+            ingress=self._ingress,
+            model=self._model,
+            topics=(*settings.kafka_topics, settings.command_topic),
+        )
+        status = build_status(
+            now=datetime.now(UTC),
+            started_at=self._started_at,
+            facts=facts,
+            reports=self._crew.reports(),
+            problems=self._problems | self._crew.problems,
+            refusals=self._crew.refusals,
+            actors=self._crew.shown(),
+            previous=self._previous,
+        )
+        status |= {"life": self._life, "drain": self._drain.shown() if self._drain else None}
+        self._previous = status
         try:
-            await asyncio.to_thread(write_state, self._settings, "status.json", status)
+            await asyncio.to_thread(write_state, settings, "status.json", status)
         except (TransientError, OSError) as error:
             log.warning("status.json could not be written: %s", error)
 
-
-async def _awaited(call: Any) -> Any:
-    return await call
-
-
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    """A late answer: nobody waits for it, and asyncio wants its error looked at."""
-    if not task.cancelled():
-        task.exception()
-
-
-def _problem(error: BaseException) -> str:
-    if (refusal := _refusal(error)) is not None:
-        return refusal
-    if isinstance(error, RayTaskError) and isinstance(error.cause, ShoalError):
-        return str(error.cause)
-    if isinstance(error, RayActorError):
-        return "down, restarting"
-    return f"{type(error).__name__}: {error}"[:300]
+    async def _look_for_drain(self) -> None:
+        if self._draining is not None:
+            return
+        try:
+            request = await asyncio.to_thread(wanted, self._settings, self._life)
+        except TransientError as error:
+            log.warning("whether to drain could not be read: %s", error)
+            return
+        if request is not None:
+            self._drain = Drain(request.id)
+            self._draining = asyncio.get_running_loop().create_task(self._drained(self._drain, request.timeout_s))
 
 
-def _refusal(error: BaseException) -> str | None:
-    """What a person must mend, where that is why a call failed or an actor could not be made."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, ConfigurationError):
-        return str(error.cause)
-    if isinstance(error, RayActorError) and error.actor_init_failed:  # the class survives only in the text
-        name, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
-        if name.endswith(ConfigurationError.__name__):
-            return message
-    return None
-
-
-def ingest_app(settings: Settings, connection: Connection, model: str, width: int, ingress: str) -> serve.Application:
+def ingest_app(
+    settings: Settings, connection: Connection, model: str, width: int, ingress: str, life: str = ""
+) -> serve.Application:
     """The ingest side as a Serve application (route None)."""
     deployment = serve.deployment(
         name="Supervisor",
@@ -201,8 +166,9 @@ def ingest_app(settings: Settings, connection: Connection, model: str, width: in
         ray_actor_options={"num_cpus": 0.1},
         max_ongoing_requests=10,
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=30,
+        health_check_timeout_s=10,  # its loop answers at once, whatever hangs; one that is stopped is replaced
+        graceful_shutdown_timeout_s=settings.drain_s + 20,
         graceful_shutdown_wait_loop_s=0.2,
         user_config={"started": True},
     )(Supervisor)
-    return deployment.bind(settings, connection, model, width, ingress)
+    return deployment.bind(settings, connection, model, width, ingress, life)

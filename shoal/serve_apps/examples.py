@@ -138,3 +138,71 @@ FIX_REPORTED: Responses = {
     201: _json({"job_id": "0190c6e2", "status": "done", "wait_token": "412"}, "In the tables."),
     202: _json({"job_id": "0190c6e2", "status": "accepted"}, "Durable in the log; `Location` says where to ask."),
 }
+INGEST: Responses = {
+    200: _json(
+        {
+            "health": "degraded",
+            "reasons": [
+                {
+                    "severity": "degraded",
+                    "what": "s3://scrapes",
+                    "why": "nothing is asked of it now: access denied (for 41 s)",
+                    "do": "Mend it (credentials, quota, network); documents wait and then go on by themselves.",
+                }
+            ],
+            "age_s": 1.2,
+            "ingest": {
+                "at": "2025-01-20T14:30:04Z",
+                "health": "degraded",
+                "totals": {
+                    "lag_records": 1204,
+                    "lag_s": 41.0,
+                    "in_flight_items": 256,
+                    "oldest_item_s": 40.2,
+                    "oldest_item_waits_for": "fetching: s3://scrapes is unwell",
+                    "oldest_item_position": "scraper-notifications/0@88120",
+                    "rates": {"window_s": 62.0, "ended_per_min": 12.0, "per_min": {"indexed": 12.0}},
+                    "outcomes": {"indexed": 88120, "dead_lettered": 2},
+                    "dead_letters": {"object_missing": 2},
+                    "retries": 31,
+                },
+                "partitions": [
+                    {
+                        "topic": "scraper-notifications",
+                        "partition": 0,
+                        "owner": "reader-0",
+                        "lag_records": 1204,
+                        "lag_s": 41.0,
+                        "in_flight": 256,
+                        "committed_offset": 88120,
+                        "paused_because": "256 documents in flight (in_flight_items_max)",
+                    }
+                ],
+                "actors": {"reader-0": {"state": "running", "pid": 4711, "restarts": 1}},
+                "writer_epoch": 3,
+                "last_commit_age_s": 41.5,
+            },
+            "tables": {"documents": 80211, "chunks": 301442, "commit_sequence": 412},
+            "feeds": {
+                "at": "2025-01-20T14:29:30Z",
+                "total": 212,
+                "overdue": 1,
+                "unknown": 8,
+                "listed": [
+                    {
+                        "environment": "prod",
+                        "dataset": "nyiso_load_forecast",
+                        "last_seen_at": "2025-01-20T09:30:02Z",
+                        "silent_s": 18002.0,
+                        "expected_every_s": 3600.0,
+                        "overdue_after_s": 10800.0,
+                        "overdue": True,
+                    }
+                ],
+            },
+            "query_embedder": {"last_error": None},
+            "warnings": [],
+        },
+        "Shortened; docs/status.md explains each field.",
+    )
+}

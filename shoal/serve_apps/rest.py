@@ -121,9 +121,14 @@ def create_rest(service: SearchService, *, stamps: bool = True) -> FastAPI:
             case _:
                 return JsonResponse(job, 201, location)
 
-    @app.get("/api/v1/ingest", tags=["flow"], response_class=JsonResponse, dependencies=refuse_unknown)
+    @app.get(
+        "/api/v1/ingest", tags=["flow"], response_class=JsonResponse, dependencies=refuse_unknown,
+        responses=examples.INGEST,
+    )  # fmt: skip
     async def ingest() -> Response:
-        """The truth about the flow: what the supervisor last published, its age, and the state of the tables."""
+        """The truth about the flow: `health` (ok, degraded, down, or unknown where nothing recent is published) and
+        `reasons` that say what to do; beside it what the supervisor last published (`ingest`) and its age, the
+        state of the tables, and the feeds, those gone quiet first."""
         return JsonResponse(await service.ingest_status())
 
     @app.get("/api/v1/jobs/{job_id}", tags=["flow"], response_class=JsonResponse, dependencies=refuse_unknown)

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 import orjson
 
 from shoal.documents.api_text import describe_api
-from shoal.errors import ConfigurationError, TransientError
+from shoal.errors import ConfigurationError, ShoalError, TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.redaction import redact_json
+from shoal.serve_apps import flow
 from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.models import (
     FixPatternsQuery,
@@ -34,6 +35,7 @@ from shoal.serve_apps.models import (
 )
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.sources.commands import command_id
+from shoal.store.feeds import Catalogue
 from shoal.store.filters import And, Equals, Filter, Range
 from shoal.store.reading import Freshness
 from shoal.store.requests import Hit, SearchPage, SearchRequest
@@ -64,6 +66,7 @@ class Index(Protocol):
     async def job(self, command_id: str) -> dict[str, Any] | None: ...
     async def freshness(self) -> Freshness: ...
     async def counts(self) -> Mapping[str, int]: ...
+    async def feeds(self) -> Catalogue | None: ...
 
 
 class SearchService:
@@ -203,19 +206,24 @@ class SearchService:
         }
 
     async def ingest_status(self) -> dict[str, Any]:
-        """What the supervisor last published and how old that is, beside what the tables themselves say."""
+        """What the supervisor last published and how old that is, judged now, beside what the tables themselves
+        say, and the feeds (None while they are not known)."""
         status: Any | None = None
         note: str | None = None
+        now = datetime.now(UTC)
         try:
             status = await asyncio.to_thread(self._read_status)
         except TransientError as error:
             note = str(error)
         if status is None:
             note = note or "no ingest status yet: no supervisor has published one beside these tables"
+        age_s = _age_s(status, now)
         return {
-            "ingest": status,
-            "age_s": _age_s(status, datetime.now(UTC)),
+            **flow.judged(status, age_s),
+            "ingest": flow.shown(status),
+            "age_s": age_s,
             "tables": await self._tables(),
+            "feeds": await self._feeds(now),
             "query_embedder": {"last_error": self._vectors.last_error},
             "warnings": [note] if note else [],
         }
@@ -243,6 +251,13 @@ class SearchService:
         except TransientError:
             return None
         return {**counts, "commit_sequence": freshness.commit_sequence, "committed_at": freshness.committed_at}
+
+    async def _feeds(self, now: datetime) -> dict[str, Any] | None:
+        try:
+            catalogue = await (await self._index()).feeds()
+        except ShoalError:
+            return None
+        return None if catalogue is None else await asyncio.to_thread(flow.feeds_of, catalogue, now)
 
     async def _context(self, index: Index, scraper: str) -> dict[str, Any] | None:
         page = await index.search(SearchRequest(mode="sql", filters=Equals("scraper_name", scraper), limit=1))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cluster import demo, runtime
+from shoal.cluster import demo, hosting, runtime
 from shoal.errors import ConfigurationError
 from shoal.settings import Settings
 from shoal.store.state_files import write_state
@@ -61,14 +61,14 @@ def test_a_provider_without_a_key_is_refused_before_anything_starts(
 
 
 def test_what_a_person_must_mend_ends_the_start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "REFUSALS_INTERVAL_S", 0.0)
+    monkeypatch.setattr(hosting, "REFUSALS_INTERVAL_S", 0.0)
     with pytest.raises(ConfigurationError, match="the key was refused"):
-        runtime._wait_ready("http://127.0.0.1:9", lambda: ["the key was refused"])
+        hosting._wait_ready("http://127.0.0.1:9", lambda: ["the key was refused"])
 
 
 def test_only_this_lifes_refusals_count(settings: Settings) -> None:
     now = datetime.now(UTC)
     write_state(settings, "status.json", {"cluster": "c", "at": now.isoformat(), "refusals": {"writer start": "no"}})
-    assert runtime._refusals(settings, "c", now - timedelta(seconds=1)) == ["no"]
-    assert runtime._refusals(settings, "another life", now - timedelta(seconds=1)) == []
-    assert runtime._refusals(settings, "c", now + timedelta(seconds=1)) == []
+    assert hosting._refusals(settings, "c", now - timedelta(seconds=1)) == ["no"]
+    assert hosting._refusals(settings, "another life", now - timedelta(seconds=1)) == []
+    assert hosting._refusals(settings, "c", now + timedelta(seconds=1)) == []

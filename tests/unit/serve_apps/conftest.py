@@ -20,6 +20,7 @@ from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.serve_apps.rest import create_rest
 from shoal.serve_apps.search_service import SearchService
+from shoal.store.feeds import Catalogue
 from shoal.store.reading import Freshness
 from shoal.store.requests import Hit, SearchPage, SearchRequest
 
@@ -62,6 +63,7 @@ class FakeIndex:
     fixed: list[dict[str, Any]] = field(default_factory=list)
     requests: list[SearchRequest] = field(default_factory=list)
     asked_fixes: list[tuple[Any, ...]] = field(default_factory=list)
+    catalogue: Catalogue | Exception | None = None
     error: Exception | None = None
 
     async def search(self, request: SearchRequest) -> SearchPage:
@@ -88,6 +90,11 @@ class FakeIndex:
 
     async def counts(self) -> dict[str, int]:
         return {"documents": 1, "chunks": 2}
+
+    async def feeds(self) -> Catalogue | None:
+        if isinstance(self.catalogue, Exception):
+            raise self.catalogue
+        return self.catalogue
 
 
 @dataclass

@@ -1,0 +1,42 @@
+"""`shoal drain`: let a running service finish what is in flight and take nothing new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Local state (SHOAL_DATA_DIR).")]
+
+
+def drain(
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds that what is in flight may take to end.")] = 60,
+    output: Annotated[str, typer.Option("-o", "--output", help="table or json.", metavar="table|json")] = "table",
+    data_dir: DataDir = None,
+) -> None:
+    """Let the running service finish what is in flight, commit, leave the consumer group and take nothing new.
+
+    It finds the service by its tables (LANCEDB_PATH, SHOAL_DATA_DIR). Queries go on being served until it is
+    stopped; only a restart reads on. Nothing is lost by what does not end in time (exit code 4): the next start
+    gets it again. For a preStop hook: `shoal drain --timeout 45`.
+    """
+    from shoal.cluster.draining import request_drain
+    from shoal.cluster.output import Exit, Format, emit_json, say
+    from shoal.errors import ConfigurationError
+    from shoal.settings import load
+
+    if output not in set(Format):
+        raise ConfigurationError(f"-o {output}: choose table or json")
+    settings = load(**({"data_dir": data_dir} if data_dir else {}))
+    answer = request_drain(settings, timeout)
+    left = sum(answer["left"].values())
+    if output == Format.json:
+        emit_json(answer)
+    elif answer["state"] != "drained":
+        say(f"not drained within {timeout:g} s: {left} messages are still in flight")
+    elif left:
+        say(f"drained, but {left} messages did not end within {timeout:g} s: they are delivered again after a restart")
+    else:
+        say("drained: everything in flight has ended, and nothing new is taken")
+    raise typer.Exit(Exit.OK if answer["state"] == "drained" and not left else Exit.TIMEOUT)

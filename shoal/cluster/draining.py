@@ -1,0 +1,97 @@
+"""Draining on request: `shoal drain` asks, the supervisor does it, and both need only the tables' place.
+
+The request is a small file beside the tables, `{tables}/_shoal/drain.json`, and the answer stands in the status:
+no port, no Ray address and no process id, so that it works from another machine, a container's preStop hook, or
+beside the service. A request names the life of the service that it is for, so it neither outlives that service
+nor is forgotten when the supervisor itself is restarted in the middle of it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from shoal.errors import TransientError
+from shoal.settings import Settings
+from shoal.store.state_files import read_state, write_state
+
+REQUEST = "drain.json"
+POLL_S = 0.5
+SILENT_S = 15.0
+"""A status older than this: there is nobody to ask. The supervisor writes one every 2 s."""
+NOTICE_S = 15.0
+"""How long a living supervisor may take to begin, and to say that it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A wish to drain."""
+
+    id: str
+    timeout_s: float
+
+
+@dataclass(slots=True)
+class Drain:
+    """A drain under way or done, as the status shows it."""
+
+    id: str
+    state: str = "draining"  # then drained
+    left: dict[str, int] = field(default_factory=dict)  # actor -> messages that did not end in time
+
+    def shown(self) -> dict[str, Any]:
+        return {"id": self.id, "state": self.state, "left": self.left}
+
+
+def wanted(settings: Settings, life: str) -> Request | None:
+    """The request that stands for this life of the service. Raises TransientError."""
+    found = read_state(settings, REQUEST)
+    if not isinstance(found, Mapping) or found.get("life") != life:
+        return None
+    return Request(str(found.get("id")), float(found.get("timeout_s", settings.drain_s)))
+
+
+def request_drain(
+    settings: Settings,
+    timeout_s: float,
+    *,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Ask, and wait until it is done: {state, left}. `state` is `draining` where it did not end in time.
+
+    Raises TransientError where no supervisor has written a status lately, or the store does not answer.
+    """
+    status = _living(settings)
+    life, under_way = str(status.get("life", "")), status.get("drain")
+    if under_way:  # asked for already: one drain is enough
+        request_id = under_way["id"]
+    else:
+        request_id = uuid.uuid4().hex
+        write_state(settings, REQUEST, {"id": request_id, "life": life, "timeout_s": timeout_s})
+    deadline = clock() + timeout_s + NOTICE_S
+    while clock() < deadline:
+        status = _living(settings)
+        if status.get("life") != life:
+            raise TransientError("the service was restarted while it drained: ask again")
+        drain = status.get("drain")
+        if drain and drain["id"] == request_id and drain["state"] == "drained":
+            return {"state": "drained", "left": drain["left"]}
+        pause(POLL_S)
+    in_flight = {reader["name"]: reader["in_flight_items"] for reader in status.get("readers") or ()}
+    return {"state": "draining", "left": {name: count for name, count in in_flight.items() if count}}
+
+
+def _living(settings: Settings) -> dict[str, Any]:
+    status = read_state(settings, "status.json")
+    nobody = f"no Shoal indexes into {settings.tables_uri} now: there is nothing to drain"
+    if not isinstance(status, dict):
+        raise TransientError(nobody)
+    age_s = (datetime.now(UTC) - datetime.fromisoformat(status["at"])).total_seconds()
+    if age_s > SILENT_S:
+        raise TransientError(f"{nobody} (its last status is {age_s:.0f} s old)")
+    return status
