@@ -3,6 +3,8 @@
 
 UV_VERSION := 0.13.8
 ARGS ?=
+KILLS ?= 200
+SEED ?= 1
 SHELL := /bin/bash
 
 # Ray workers must use .venv as it is, not set up one of their own.
@@ -16,7 +18,7 @@ PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shel
 SYNCED := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit fmt bench
+.PHONY: help demo test check lint unit fmt bench chaos simulate
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,8 +40,14 @@ lint: $(SYNCED)
 unit: $(SYNCED)
 	@.venv/bin/pytest tests/unit $(ARGS)
 
+simulate: $(SYNCED) ## Simulate the flow with faults (SEEDS=5000; ARGS="--seed N --trace" replays one)
+	@.venv/bin/python -m tests.simulation --seeds $(or $(SEEDS),5000) --coverage $(ARGS)
+
 bench: $(SYNCED) ## Measure the whole pipeline against its budgets (ARGS=--help says how)
 	@.venv/bin/python -m bench.ingest $(ARGS)
+
+chaos: $(SYNCED) ## Kill it KILLS times (SEED=n) while it works; nothing may be lost or doubled (ARGS=--help)
+	@.venv/bin/python -m tests.chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
 
 fmt: $(SYNCED) ## Format the code and mend what the linter can
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
