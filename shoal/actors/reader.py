@@ -78,6 +78,7 @@ class Reader:
         self._paused: bool | None = False  # None: what the client does is not known
         self._survey: Survey | None = None
         self._ended = 0
+        self._fatal: KafkaError | None = None
         self._turns, self._loop_pulse = Pulse(), Pulse()
         self._stopping = threading.Event()
         self._stopped = threading.Event()
@@ -159,13 +160,15 @@ class Reader:
 
     def _consume(self) -> None:
         callbacks = {"on_commit": self._on_commit, "error_cb": self._on_error}
-        consumer = Consumer(consumer_config(self._settings, self._connection.brokers) | callbacks)
+        consumer = Consumer(consumer_config(self._settings, self._connection.brokers, self._name) | callbacks)
         self._survey = Survey(consumer)
         topics = [*self._settings.kafka_topics, self._settings.command_topic]
         consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
         committed_at = watermarks_at = 0.0
         while not self._stopping.is_set():
             self._turns.beat()
+            if self._fatal is not None:
+                raise KafkaException(self._fatal)
             room = max(1, self._settings.in_flight_items_max - self._credits.items)
             for message in consumer.consume(min(POLL_MESSAGES_MAX, room), timeout=POLL_S):
                 self._take(message)
@@ -259,12 +262,16 @@ class Reader:
         for tp in offsets:
             ok = error is None and tp.error is None
             self._offsets.answered((tp.topic, tp.partition), tp.offset, ok)
+        if error is not None and error.code() == KafkaError._FATAL:
+            self._fatal = error  # the client is done for: a member of our name took our place, say
         if error is not None:
             log.info("%s: commit refused, will be made again: %s", self._name, error)
 
     def _on_error(self, error: KafkaError) -> None:
         """The client lost its brokers, or has them again when the next message comes; it goes on by itself."""
         self._consumer_error = f"kafka: {error.str()}"
+        if error.fatal():
+            self._fatal = error
         log.warning("%s: %s", self._name, error)
 
     def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:

@@ -8,6 +8,7 @@ call with `FencedError` and commits nothing more (G3). It rebuilds from the tabl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
@@ -34,6 +35,7 @@ Result = TypeVar("Result")
 
 COMMIT_S = 120.0
 """A commit takes milliseconds on disk, seconds on S3; Lance gives up a silent store by itself before this."""
+IDLE_UPKEEP_S = 60.0
 UPKEEP_S = 3600.0
 """A vector index of millions of rows trains for many minutes, and is no stall."""
 
@@ -176,10 +178,11 @@ class Writer:
             while not self._ended:
                 due_s = self._group.due_in(time.monotonic())
                 if due_s is None:
-                    await self._maintain()
+                    if await self._maintain():
+                        continue  # one step at a time: whatever arrives meanwhile goes first
                     self._arrived.clear()
                     if not len(self._group):
-                        await self._arrived.wait()
+                        await self._idle()
                 elif due_s > 0:
                     await asyncio.sleep(due_s if due_s < 0.02 else 0.02)
                 else:
@@ -233,10 +236,15 @@ class Writer:
             calls += self._group.take(time.monotonic())
         return calls
 
-    async def _maintain(self) -> None:
-        """One bounded step of maintenance between commits, while no commit is staged."""
+    async def _idle(self) -> None:
+        """Until something arrives, or upkeep may be due by its age."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._arrived.wait(), IDLE_UPKEEP_S)
+
+    async def _maintain(self) -> bool:
+        """One bounded step of maintenance between commits, while no commit is staged; whether there may be more."""
         if self._tables is None or self._ended:
-            return
+            return False
         tables = self._tables
         try:
             did = await self._on_tables(lambda: tables.maintain(datetime.now(UTC)), UPKEEP_S)
@@ -246,6 +254,8 @@ class Writer:
             self._last_error = f"maintenance: {error}"[:500]
         else:
             self._maintenance = did or self._maintenance
+            return did is not None
+        return False
 
 
 # "health" has an event loop of its own: statistics answer while work blocks.

@@ -190,10 +190,11 @@ def host(settings: Settings, stopping: Callable[[], bool]) -> None:
         place = broker_file(settings)
         place.unlink(missing_ok=True)
         journal = Journal(journal_path(settings))
-        mock = open_mock(topics_of(settings), settings.embedded_partitions)
+        single = (settings.command_topic,)
+        mock = open_mock(topics_of(settings), settings.embedded_partitions, single)
         work_topics = (*settings.kafka_topics, settings.command_topic)
         mock_log = _MockLog(mock.brokers, settings.kafka_group_id)
-        feed = JournalFeed(journal, mock_log, work_topics, mock.partitions)
+        feed = JournalFeed(journal, mock_log, work_topics, mock.partitions, single)
         journal.begin_life(_now_ms())
         cluster = f"embedded-{uuid.uuid4()}"
         _write_atomically(place, {"brokers": mock.brokers, "cluster": cluster, "pid": os.getpid()})

@@ -57,8 +57,16 @@ class _Lane:
 class JournalFeed:
     """Feeds every partition of every topic with open entries. One thread."""
 
-    def __init__(self, journal: Journal, log: FedLog, work_topics: Collection[str], partitions: int) -> None:
-        self._journal, self._log = journal, log
+    def __init__(
+        self,
+        journal: Journal,
+        log: FedLog,
+        work_topics: Collection[str],
+        partitions: int,
+        single: Collection[str] = (),
+    ) -> None:
+        """`single`: topics of one partition; all others have `partitions`."""
+        self._journal, self._log, self._single = journal, log, frozenset(single)
         self._work_topics, self._partitions = frozenset(work_topics), partitions
         self._lanes: dict[PartitionKey, _Lane] = {}
         self._version: int | None = None
@@ -69,7 +77,7 @@ class JournalFeed:
         if version != self._version:
             self._version = version
             for topic in self._journal.open_topics():
-                for partition in range(self._partitions):
+                for partition in range(self._partitions_of(topic)):
                     self._lanes.setdefault((topic, partition), _Lane()).more = True
         for key, lane in self._lanes.items():
             if lane.more and (not lane.sent or lane.outstanding_bytes <= OUTSTANDING_BYTES_MAX // 2):
@@ -90,10 +98,13 @@ class JournalFeed:
             self._journal.finish(done, now_ms)
         return sum(len(lane.sent) for lane in self._lanes.values())
 
+    def _partitions_of(self, topic: str) -> int:
+        return 1 if topic in self._single else self._partitions
+
     def _feed(self, key: PartitionKey, lane: _Lane) -> None:
         topic, partition = key
         newest = self._journal.last_seq()
-        with closing(self._journal.open_entries(topic, partition, self._partitions, lane.cursor)) as entries:
+        with closing(self._journal.open_entries(topic, partition, self._partitions_of(topic), lane.cursor)) as entries:
             for taken, entry in enumerate(entries):
                 room = not lane.sent or lane.outstanding_bytes + entry.size_bytes <= OUTSTANDING_BYTES_MAX
                 if not room or taken == STEP_ITEMS_MAX:

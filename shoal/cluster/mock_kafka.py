@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ctypes import c_char_p, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +36,10 @@ class MockKafka:
     keep: Any
 
 
-def open_mock(topics: Sequence[str], partitions: int) -> MockKafka:
-    """Start the cluster with `topics`. Raises OSError where neither way works."""
+def open_mock(topics: Sequence[str], partitions: int, single: Collection[str] = ()) -> MockKafka:
+    """Start the cluster with `topics`, those of `single` with one partition. Raises OSError where neither way works."""
     try:
-        return _by_library(topics, partitions)
+        return _by_library(topics, partitions, single)
     except (OSError, AttributeError, RuntimeError) as error:
         log.warning("mock cluster by client, with %d partitions: %s", FALLBACK_PARTITIONS, error)
         return _by_client(topics)
@@ -56,7 +56,7 @@ def _library() -> ctypes.CDLL:
     raise OSError("no librdkafka beside confluent_kafka")
 
 
-def _by_library(topics: Sequence[str], partitions: int) -> MockKafka:
+def _by_library(topics: Sequence[str], partitions: int, single: Collection[str]) -> MockKafka:
     library = _library()
 
     def function(name: str, result: Any, *arguments: Any) -> Any:
@@ -79,7 +79,7 @@ def _by_library(topics: Sequence[str], partitions: int) -> MockKafka:
     function("rd_kafka_mock_set_controller_id", c_int, c_void_p, ctypes.c_int32)(cluster, 1)
     create = function("rd_kafka_mock_topic_create", c_int, c_void_p, c_char_p, c_int, c_int)
     for topic in topics:
-        if create(cluster, topic.encode(), partitions, 1):
+        if create(cluster, topic.encode(), 1 if topic in single else partitions, 1):
             raise RuntimeError(f"topic {topic} was refused")
     brokers = function("rd_kafka_mock_cluster_bootstraps", c_char_p, c_void_p)(cluster)
     return MockKafka(brokers.decode(), partitions, (library, client, cluster))

@@ -8,6 +8,7 @@ of the embedded broker, so that a sender never needs to know which it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -91,8 +92,14 @@ def _client(settings: Settings, brokers: str) -> dict[str, Any]:
     }
 
 
-def consumer_config(settings: Settings, brokers: str) -> dict[str, Any]:
-    """For a member of the readers' group. Offsets are committed by the caller and by nobody else."""
+def consumer_config(settings: Settings, brokers: str, member: str | None = None) -> dict[str, Any]:
+    """For a member of the readers' group. Offsets are committed by the caller and by nobody else.
+
+    `member` makes it a static one (KIP-345): killed and started again under that name it has its partitions back at
+    once, where a stranger would wait until the session of the dead one has timed out. The price: a member that
+    leaves for good keeps its partitions for that long. Classic groups only: with KIP-848 a broker refuses the name
+    until the session of the dead one has timed out, and the client takes that for the end.
+    """
     embedded = settings.is_embedded
     session_ms = EMBEDDED_SESSION_TIMEOUT_MS if embedded else SESSION_TIMEOUT_MS
     config: dict[str, Any] = {
@@ -110,6 +117,10 @@ def consumer_config(settings: Settings, brokers: str) -> dict[str, Any]:
         **_client(settings, brokers),
         **dict.fromkeys(_OURS, False),
     }
+    # The embedded broker misses its members as soon as their connection closes.
+    if member is not None and not embedded and config["group.protocol"] == "classic":
+        ours = hashlib.sha256(settings.tables_uri.encode()).hexdigest()[:8]
+        config["group.instance.id"] = f"shoal-{ours}-{member}"
     if config["group.protocol"] == "consumer":
         for name in _CLASSIC_ONLY:
             config.pop(name, None)
@@ -224,14 +235,17 @@ def topics_of(settings: Settings) -> tuple[str, ...]:
     return (*work, *beside, settings.outcome_topic)
 
 
-def _new_topic(name: str) -> NewTopic:
+def _new_topic(name: str, settings: Settings) -> NewTopic:
     # Of the states of dead letters only the last of each counts, and must not expire before its letter does.
-    return NewTopic(name, config={"cleanup.policy": "compact"} if name.endswith(STATE_SUFFIX) else {})
+    config = {"cleanup.policy": "compact"} if name.endswith(STATE_SUFFIX) else {}
+    # Commands are few. With as many partitions as the work, the assignor, which only counts partitions, was seen to
+    # give one reader all the work and the other all the commands.
+    return NewTopic(name, num_partitions=1 if name == settings.command_topic else -1, config=config)
 
 
 def ensure_topics(settings: Settings, connection: Connection) -> tuple[str, ...]:
-    """Create the topics that a real Kafka lacks, with the broker's defaults (states of dead letters: compacted);
-    returns those still missing.
+    """Create the topics that a real Kafka lacks, with the broker's defaults (states of dead letters: compacted,
+    commands: one partition); returns those still missing.
 
     Not being allowed to is no error here: topics are often an administrator's. What is missing is logged.
     """
@@ -239,7 +253,9 @@ def ensure_topics(settings: Settings, connection: Connection) -> tuple[str, ...]
     missing = _unknown_topics(admin, settings)
     refused = set()
     if missing:
-        made = admin.create_topics([_new_topic(name) for name in missing], operation_timeout=METADATA_TIMEOUT_S)
+        made = admin.create_topics(
+            [_new_topic(name, settings) for name in missing], operation_timeout=METADATA_TIMEOUT_S
+        )
         for name, future in made.items():
             try:
                 future.result(timeout=2 * METADATA_TIMEOUT_S)

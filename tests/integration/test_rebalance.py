@@ -129,6 +129,32 @@ async def group(
         await reader.drain(20)
 
 
+async def test_a_reader_that_is_killed_and_begins_again_has_its_partitions_back_without_a_rebalance(
+    group: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if group.settings.kafka_group_protocol == "consumer":
+        pytest.skip("such groups hold a dead member's name until its session times out")
+    monkeypatch.setattr(module.os, "_exit", lambda _: None)
+    await group.join("a")
+    other = await group.join("b")
+    await group.until(lambda: group.owned("a") and group.owned("b"), "both have their share")
+    await group.until(lambda: group.owned("a").isdisjoint(group.owned("b")), "each its own")
+    group.send(5)
+    await group.all_handled(5)
+    kept, moved = group.owned("b"), group.owned("a")
+    killed = group.readers["a"]
+    killed._stopping.set()
+    monkeypatch.setattr(killed, "_leave", lambda _: killed._stopped.set())  # as kill -9: nobody is told
+    await group.until(killed._stopped.is_set, "its thread is gone")
+    again = await group.join("a")
+    group.send(5)
+    expected = {(partition, offset) for partition in moved for offset in range(5, 10)}
+    await group.until(lambda: expected <= set(again.handled), "it goes on where it was")
+    assert group.owned("a") == moved
+    assert group.owned("b") == kept
+    assert {partition for partition, _ in other.handled} == kept, "the other one never had to step in"
+
+
 async def test_partitions_that_stay_are_neither_lost_nor_handled_twice_when_a_reader_joins_and_leaves(
     group: Group,
 ) -> None:
@@ -180,6 +206,8 @@ async def test_what_is_in_flight_of_a_revoked_partition_is_done_again_by_its_nex
 async def test_a_reader_whose_thread_is_stuck_loses_its_partitions_and_moves_nothing_when_it_wakes(
     group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(module.os, "_exit", ended.append)  # a client that was fenced ends its process
     stages = await group.join("a")
     group.send(5)
     await group.all_handled(5)
@@ -199,7 +227,11 @@ async def test_a_reader_whose_thread_is_stuck_loses_its_partitions_and_moves_not
         stages.held = set()
     finally:
         stuck.set()
-    await group.until(lambda: not group.owned("a") or group.owned("a").isdisjoint(group.owned("b")), "a knows it")
+    await group.until(
+        lambda: ended or not group.owned("a") or group.owned("a").isdisjoint(group.owned("b")), "a knows it"
+    )
+    if ended:
+        del group.readers["a"]
     group.send(1)
     await group.all_handled(11)
     await group.all_committed(11)
