@@ -13,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-STEADY_S = 20.0
-"""A life this long is no crash. Longer: a campaign of kills would look like a crash loop and slow its own recovery;
-shorter: a process that dies as soon as it has loaded would be begun again without a pause."""
+STEADY_S = 5.0
+"""A life this long is no crash in a loop: an actor has loaded and worked for seconds. Much longer, and what others kill
+looks like a loop: with 20 s a campaign that killed the writer every ten seconds kept it waiting for half a minute at
+a time. Shorter, and a process that dies as soon as it has loaded is begun again without a pause."""
 SHORT_LIVES_FREE = 3
 BACKOFF_MAX_S = 60.0
 FREE_NAME_S = 1.0
