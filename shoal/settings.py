@@ -164,7 +164,7 @@ class Settings(BaseSettings):
         120.0, ge=5.0, description="Actors that no supervisor has asked anything for so long end themselves."
     )
     drain_s: float = Field(
-        10.0, ge=0, le=600.0, description="How long a stop (Ctrl-C, SIGTERM) lets what is in flight finish."
+        10.0, ge=0, le=25.0, description="How long a stop (Ctrl-C, SIGTERM) lets what is in flight finish."
     )
     index_rows_min: int = Field(
         20_000, ge=256, description="Below this many chunks a search is exact, without an index."

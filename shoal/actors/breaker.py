@@ -23,7 +23,8 @@ WAIT_S = 1.0  # between two looks of those that wait for a probe
 @dataclass(slots=True)
 class _Breaker:
     failures: int = 0  # in a row, over all keys
-    why: str = ""
+    error: Exception | None = None
+    keys: set[str] = field(default_factory=set)  # who is concerned: without any nobody would ever close it
     opened_at: float | None = None
     pause_s: float = FIRST_PAUSE_S
     due_at: float = 0.0
@@ -45,6 +46,7 @@ class Breakers:
         if breaker is None or breaker.opened_at is None:
             return 0.0
         breaker.waiting[key] = now
+        breaker.keys.add(key)
         if now < breaker.due_at:
             return min(WAIT_S, breaker.due_at - now) or WAIT_S
         if breaker.prober not in (None, key) and now < breaker.probe_until:
@@ -61,11 +63,12 @@ class Breakers:
         """A call went well: whatever was wrong is over."""
         self._breakers.pop(dependency, None)
 
-    def failed(self, dependency: str, key: str, why: str, retry_after_s: float | None, now: float) -> None:
+    def failed(self, dependency: str, key: str, error: Exception, retry_after_s: float | None, now: float) -> None:
         """A call met a system that is unwell; `retry_after_s` is what it asked for."""
         breaker = self._breakers.setdefault(dependency, _Breaker())
         breaker.failures += 1
-        breaker.why, breaker.last_failed = why, key
+        breaker.error, breaker.last_failed = error, key
+        breaker.keys.add(key)
         was_probe = breaker.opened_at is not None and breaker.prober == key
         if breaker.opened_at is None:
             if breaker.failures < OPEN_AFTER:
@@ -81,15 +84,24 @@ class Breakers:
     def left(self, dependency: str, key: str) -> None:
         """`key` asks no more (it ended, or was abandoned): it blocks nobody."""
         breaker = self._breakers.get(dependency)
-        if breaker is not None:
-            breaker.waiting.pop(key, None)
-            if breaker.prober == key:
-                breaker.prober = None
+        if breaker is None:
+            return
+        breaker.waiting.pop(key, None)
+        breaker.keys.discard(key)
+        if breaker.prober == key:
+            breaker.prober = None
+        if not breaker.keys:
+            del self._breakers[dependency]
+
+    def error(self, dependency: str) -> Exception | None:
+        """What the last call met that counted against it."""
+        breaker = self._breakers.get(dependency)
+        return breaker.error if breaker is not None else None
 
     def open(self, now: float) -> dict[str, str]:
         """Open breakers and why, as the status shows them."""
         return {
-            name: f"{breaker.why} (for {now - breaker.opened_at:.0f} s)"
-            for name, breaker in self._breakers.items()
+            name: f"{breaker.error} (for {now - breaker.opened_at:.0f} s)"
+            for name, breaker in list(self._breakers.items())  # asked from another thread
             if breaker.opened_at is not None
         }

@@ -36,6 +36,9 @@ class Lease:
         return now - self._renewed_at >= self.lease_s
 
 
+GAP_S = 5.0
+
+
 class LeaseKeeper:
     """Ends this process when nobody has renewed for `lease_s`. A thread: no loop of the actor must be well for it."""
 
@@ -53,7 +56,10 @@ class LeaseKeeper:
     def _watch(self) -> None:
         pause = threading.Event()
         while not self._lease.has_run_out(time.monotonic()):
-            pause.wait(self._lease.lease_s / LOOKS_PER_LEASE)
+            began, wait_s = time.monotonic(), self._lease.lease_s / LOOKS_PER_LEASE
+            pause.wait(wait_s)
+            if time.monotonic() - began > wait_s + GAP_S:  # the machine or this process slept: so did who leads
+                self.renew()
         log.warning("%s: nobody has asked for %g s: it ends itself", self._name, self._lease.lease_s)
         self._end()
 

@@ -146,6 +146,7 @@ class Pipeline:
         outcome_id_of: Callable[[RawMessage], str | None] = lambda _: None,
         credits: Credits | None = None,
         payload_bytes: int = PAYLOAD_BYTES,
+        is_replay: Callable[[RawMessage], bool] = lambda _: True,
         rng: random.Random | None = None,
     ) -> None:
         """`payload_bytes` is reserved of `credits` while a document is fetched: the most it may become."""
@@ -157,6 +158,8 @@ class Pipeline:
         self._breakers = Breakers()
         self._credits = credits or Credits(2**31, 2**62)
         self._payload_bytes = payload_bytes
+        self._is_replay = is_replay
+        self._heirs: set[asyncio.Task[None]] = set()  # of abandoned works, whose turn must still not be skipped
         self._gate = asyncio.Lock()  # who waits for room, in order
         self._room = asyncio.Event()
         self._calls = itertools.count()
@@ -199,7 +202,8 @@ class Pipeline:
         await self._settle(item, Outcome.DEAD_LETTERED, failure)
 
     async def _settle(self, item: Item, outcome: Outcome | None, failure: Failure | None = None) -> None:
-        await self._retrying(item, "settle", "kafka", lambda: self._stages.settle(item.raw, outcome, failure))
+        if self._is_replay(item.raw):
+            await self._retrying(item, "settle", "kafka", lambda: self._stages.settle(item.raw, outcome, failure))
 
     async def _count(self, item: Item, outcome_id: str | None, ack: Ack, failure: Failure | None) -> None:
         outcome = Outcome.DEAD_LETTERED if failure else ack.outcome
@@ -241,10 +245,23 @@ class Pipeline:
             async with slots:  # after the waiting: whoever is waited for must not need the slot that this one holds
                 return await self._to_the_end(item, work)
         finally:
-            mine.set()
-            for key in keys:
-                if self._tails.get(key) is mine:
-                    del self._tails[key]
+            if all(event.is_set() for event in before):
+                self._pass_on(keys, mine)
+            else:  # abandoned while it waited: whoever waits for it must wait for those before it
+                heir = asyncio.ensure_future(self._inherit(keys, mine, before))
+                self._heirs.add(heir)
+                heir.add_done_callback(self._heirs.discard)
+
+    def _pass_on(self, keys: Sequence[str], mine: asyncio.Event) -> None:
+        mine.set()
+        for key in keys:
+            if self._tails.get(key) is mine:
+                del self._tails[key]
+
+    async def _inherit(self, keys: Sequence[str], mine: asyncio.Event, before: Sequence[asyncio.Event]) -> None:
+        for event in before:
+            await event.wait()
+        self._pass_on(keys, mine)
 
     async def _to_the_end(self, item: Item, work: Work) -> tuple[Ack, Failure | None]:
         attempt = 0
@@ -275,17 +292,8 @@ class Pipeline:
         return await self._document(item, work)
 
     async def _document(self, item: Item, announcement: Announcement) -> tuple[Ack, Failure | None]:
-        item.stage = "waiting for room"
-        async with self._gate:  # a lock is fair: the first to come is the first to get room
-            while not self._credits.admit(self._payload_bytes):
-                self._room.clear()
-                await self._room.wait()
-        held_bytes = self._payload_bytes
+        result, payload = await self._fetch(item, announcement)
         try:
-            result, payload = await self._fetch(item, announcement)
-            self._credits.resize(held_bytes, result.payload_bytes)
-            held_bytes = result.payload_bytes
-            self._room.set()
             if result.failed is not None and result.failed.failure is not None:
                 failure = result.failed.failure
                 if result.failed.sha256 is not None:  # it exists: "have we got this file" is answered truly
@@ -295,12 +303,32 @@ class Pipeline:
             ack, failure_of_write = await self._write(item, payload)
             return ack, refused or failure_of_write
         finally:
-            self._credits.drop(held_bytes)
-            self._room.set()
+            self._give_room(result.payload_bytes)
+
+    def _give_room(self, payload_bytes: int) -> None:
+        self._credits.drop(payload_bytes)
+        self._room.set()
 
     async def _fetch(self, item: Item, announcement: Announcement) -> tuple[FetchResult, Any]:
-        """Fetch with retries; raises BadDocument once this object, and not its system, is what fails."""
+        """Fetch with retries; the result's payload holds its bytes of the credits. Raises BadDocument once this
+        object, and not its system, is what fails."""
         dependency, key = dependency_of(announcement), announcement.location or announcement.document_id
+
+        async def call() -> tuple[FetchResult, Any]:
+            item.stage = "waiting for room"
+            async with self._gate:  # a lock is fair: the first to come is the first to get room
+                while not self._credits.admit(self._payload_bytes):
+                    self._room.clear()
+                    await self._room.wait()
+            item.stage = "fetch"
+            try:
+                result, payload = await self._stages.fetch(announcement)
+            except BaseException:  # also before it waits to try again: others may go meanwhile
+                self._give_room(self._payload_bytes)
+                raise
+            self._credits.resize(self._payload_bytes, result.payload_bytes)
+            self._room.set()
+            return result, payload
 
         async def judge(error: Exception) -> None:
             verdict = self._health.failed(dependency, key, self._clock())
@@ -310,7 +338,7 @@ class Pipeline:
                 raise BadDocument(reason, str(error)) from error
 
         try:
-            result = await self._retrying(item, "fetch", dependency, lambda: self._stages.fetch(announcement), judge)
+            result = await self._retrying(item, "fetch", dependency, call, judge)
         finally:
             self._health.forget(dependency, key)
         self._health.succeeded(dependency, key)
@@ -341,7 +369,7 @@ class Pipeline:
         try:
             while True:
                 if dependency is not None:
-                    await self._let_through(item, stage, dependency, me)
+                    await self._let_through(item, stage, dependency, me, judge)
                 item.stage = stage
                 try:
                     result = await call()
@@ -354,7 +382,7 @@ class Pipeline:
                     await self._judge(stage, me, error, judge)
                     told = error.retry_after_s if isinstance(error, TransientError) else None
                     if dependency is not None and not isinstance(error, UnforeseenError):
-                        self._breakers.failed(dependency, me, str(error), told, self._clock())
+                        self._breakers.failed(dependency, me, error, told, self._clock())
                     if dependency is None or not self._breakers.wait_s(dependency, me, self._clock()):
                         item.stage = f"{stage}: waiting to retry ({type(error).__name__})"
                         await self._pause(backoff_s(attempt, told, self._rng))
@@ -371,10 +399,23 @@ class Pipeline:
             if stage in UNFORESEEN:
                 self._health.forget(stage, me)
 
-    async def _let_through(self, item: Item, stage: str, dependency: str, me: str) -> None:
-        """Wait until the breaker of `dependency` is closed, or it is for this item to probe."""
+    async def _let_through(
+        self,
+        item: Item,
+        stage: str,
+        dependency: str,
+        me: str,
+        judge: Callable[[Exception], Awaitable[None]] | None,
+    ) -> None:
+        """Wait until the breaker of `dependency` is closed, or it is for this item to probe. Who waits is judged as
+        those that tried: of a bucket that does not exist each would else be given up only after its turn as a probe."""
         while wait_s := self._breakers.wait_s(dependency, me, self._clock()):
             item.stage = f"{stage}: {dependency} is unwell"
+            error = self._breakers.error(dependency)
+            if error is not None:
+                item.error = f"{stage}: {error}"
+                if judge is not None:
+                    await judge(error)
             await self._pause(wait_s)
 
     async def _judge(

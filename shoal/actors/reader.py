@@ -38,6 +38,7 @@ from shoal.faults import reach
 from shoal.metrics import PartitionStatistics, ReaderStatistics
 from shoal.records import Position, Progress
 from shoal.settings import Settings
+from shoal.sources.dead_letter_state import replay_of
 from shoal.sources.kafka import (
     Connection,
     consumer_config,
@@ -99,6 +100,7 @@ class Reader:
             is_s3_event_id=is_s3_event_id,
             outcome_id_of=outcome_id,
             credits=self._credits,
+            is_replay=lambda raw: replay_of(raw) is not None,
             payload_bytes=settings.chunks_per_document_max * (CHUNK_BYTES + 4 * width),
         )
 
@@ -252,7 +254,7 @@ class Reader:
             else:
                 consumer.commit(offsets=offsets, asynchronous=True)
         except KafkaException as error:
-            self._answered(error, offsets)
+            self._answered(error.args[0], offsets)
 
     def _on_commit(self, error: Any, offsets: Sequence[TopicPartition]) -> None:
         self._answered(error, offsets)
@@ -275,6 +277,8 @@ class Reader:
         log.warning("%s: %s", self._name, error)
 
     def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
+        if self._survey is not None:
+            self._survey.forget((tp.topic, tp.partition) for tp in partitions)  # others have moved them since
         self._intake.assign((tp.topic, tp.partition) for tp in partitions)
         # New partitions run, kept ones stay as they were: decide anew for all of them.
         self._paused = None
@@ -408,6 +412,7 @@ class Survey:
     def __init__(self, consumer: Consumer) -> None:
         self.found: dict[Key, Surveyed] = {}
         self._consumer = consumer
+        self._round = 0
         self._questions: queue.Queue[dict[Key, bool] | None] = queue.Queue(1)
         self._thread = threading.Thread(target=self._main, name="survey", daemon=True)
         self._thread.start()
@@ -416,6 +421,12 @@ class Survey:
         """Look at these, with their committed offset where True; nothing happens while an earlier round is on."""
         if partitions and self._questions.empty():
             self._questions.put(partitions)
+
+    def forget(self, keys: Iterable[Key]) -> None:
+        """What was said of these is of an earlier assignment; what a round under way brings is one too."""
+        for key in keys:
+            self.found.pop(key, None)
+        self._round += 1
 
     def stop(self) -> None:
         """End the thread before the consumer is closed under it."""
@@ -428,11 +439,14 @@ class Survey:
 
     def _main(self) -> None:
         while (partitions := self._questions.get()) is not None:
+            began = self._round
             for key, wants_committed in partitions.items():
                 low, high = _watermarks(self._consumer, key, cached=False)
                 if high < 0:
                     break  # they don't answer: the rest of the round would only wait as well
                 committed = _committed(self._consumer, key) if wants_committed else None
+                if self._round != began:
+                    break
                 known = self.found.get(key, Surveyed())
                 self.found[key] = Surveyed(known.committed if committed is None else committed, low, high)
 

@@ -140,6 +140,8 @@ class Crew:
             return
         self._mended(member, "create")
         member.handle = creating.result()
+        if member.watched.state is State.RETIRED:  # found after the drain began
+            _called(member.handle, "drain", 0.0).add_done_callback(_retrieve)
         member.watched.created(self._clock())
         self._ask(member)
 
@@ -242,6 +244,11 @@ class Crew:
         is delivered again to the next start.
         """
         readers = [member for member in self._members if member.post.reads]
+        creating = [member.creating for member in readers if member.creating is not None]
+        if creating:  # one that lives already may only be being adopted: it has work to finish
+            await asyncio.wait(creating, timeout=ANSWER_S)
+        for member in readers:
+            self._hear_creation(member)
         calls = {}
         for member in readers:
             # Created just now, it has taken nothing; dead, what it had is delivered again. Neither has work to finish.

@@ -37,7 +37,7 @@ from shoal.settings import Settings
 from shoal.sources.kafka import Connection, connection, ensure_topics
 from shoal.store.state_files import read_state
 
-READY_S = 120.0
+READY_S = 240.0  # on a machine with other work the first start was seen to take 150 s
 REFUSALS_INTERVAL_S = 2.0
 CPUS_MIN = 4  # logical shares: below this Ray can't place the actors at all
 STOP_S = 25.0  # beyond what draining may take

@@ -23,6 +23,7 @@ ALWAYS = {
     # A lost node is noticed after 3 s instead of 15: its port refuses at once. One that is only slow has 10 s a check.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a supervisor's farewell would end the crew that its heir adopts
     "RAY_DEDUP_LOGS": "0",
     "TOKENIZERS_PARALLELISM": "false",  # the extraction children are parallel already
 }

@@ -3,8 +3,9 @@
 `start` checks what can be checked before anything runs (ports, model against tables, broker), then starts the
 embedded broker where no Kafka is configured, and the host (shoal.cluster.hosting) of Ray, Serve, the ingest side and
 the query applications. It raises `ConfigurationError` with what to do next; whatever it had started is stopped again.
-Later either of the two may die or hang: `keep_up` starts it again in place, at once or, after short lives, with a
-growing pause, and says so. A broker's new life has another address; the supervisor reads it where the broker puts it.
+Later either of the two may die, or the host hang: `keep_up` starts it again in place, at once or, after short lives,
+with a growing pause, and says so. A broker's new life has another address; the supervisor reads it where the broker
+puts it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from shoal.cluster import ray_environment
 from shoal.cluster.embedded_broker import BrokerHandle, start_broker
 from shoal.cluster.hosting import READY_S, Host, Plan
 from shoal.cluster.leftovers import end_leftovers
-from shoal.cluster.watching import Do, Watched
+from shoal.cluster.watching import GAP_S, Do, Watched
 from shoal.embeddings.models import create_model, default_model_name, model_width
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.settings import Settings
@@ -33,7 +34,6 @@ LISTEN_S = 0.1
 PROBE_S = 10.0
 SILENT_S = 120.0
 """Ray and Serve replace what hangs among their own within some tens of seconds; after this it is they who hang."""
-STATUS_AGE_S_MAX = 30.0
 START_S = READY_S + 60.0
 
 Progress = Callable[[str], None]
@@ -64,6 +64,7 @@ class Running:
     _probes: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="probe"))
     _probe: Future[bool] | None = None
     _probed_at: float = 0.0
+    _kept_at: float | None = None
 
     @property
     def settings(self) -> Settings:
@@ -97,6 +98,10 @@ class Running:
 
     def keep_up(self, say: Progress) -> None:
         """Look once at what must run, and start again what does not. Call it every half second or so."""
+        now, before = time.monotonic(), self._kept_at
+        self._kept_at = now
+        if before is not None and now - before > GAP_S:  # this process itself was stopped: that was nobody's silence
+            self._host_watched.skip(now - before)
         if self.settings.is_embedded:
             self._keep_broker(time.monotonic(), say)
         self._keep_host(time.monotonic(), say)
@@ -114,7 +119,7 @@ class Running:
         if watched.decide(now) is Do.CREATE:
             try:
                 self.start_broker()
-            except ShoalError as error:
+            except (ShoalError, OSError) as error:
                 now = time.monotonic()
                 watched.died(str(error), now, hopeless=True)
                 say(f"{error}; tried again{_in(watched.backoff_s(now))}")
@@ -139,10 +144,14 @@ class Running:
             say(f"{trouble}: Ray and Serve are started again{_in(watched.backoff_s(now))}")
         broker_is_there = self.broker is not None or not self.settings.is_embedded
         if broker_is_there and watched.decide(time.monotonic()) is Do.CREATE:
-            self.start_host()
+            try:
+                self.start_host()
+            except OSError as error:  # no memory or no processes left on this machine
+                watched.died(str(error), time.monotonic(), hopeless=True)
+                say(f"{error}; tried again{_in(watched.backoff_s(time.monotonic()))}")
 
     def _is_well(self, host: Host, now: float, say: Progress) -> bool:
-        """Whether the host has just become ready, or queries and the supervisor's status answer."""
+        """Whether the host has just become ready, or queries answer."""
         if not host.is_ready:
             return False
         if self._ready_since is None:
@@ -178,13 +187,15 @@ def _in(seconds: float) -> str:
 
 
 def _answers(url: str) -> bool:
+    """Whether HTTP answers at all. Not how old the status is: a full disk stops that, and starting Ray again would
+    mend nothing; a supervisor that hangs is Serve's to replace."""
     import httpx
 
     try:
-        response = httpx.get(f"{url}/api/v1/ingest", timeout=5)
-        return response.status_code == 200 and (response.json().get("age_s") or 0.0) <= STATUS_AGE_S_MAX
-    except (httpx.HTTPError, ValueError):
+        httpx.get(f"{url}/healthz", timeout=5)
+    except httpx.HTTPError:
         return False
+    return True
 
 
 def start(settings: Settings, progress: Progress = lambda _: None) -> Running:

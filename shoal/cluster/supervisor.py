@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -44,6 +45,8 @@ class Supervisor:
         configure_logging(settings)
         self._settings, self._connection = settings, connection
         self._model, self._ingress, self._life = model, ingress, life
+        self._session = f"{life}/{os.getppid()}"  # the raylet that runs it
+        self._telling: asyncio.Task[None] | None = None
         self._started_at = datetime.now(UTC)
         self._crew = Crew(posts(settings, model, width), settings.hang_s, settings.start_s)
         self._task: asyncio.Task[None] | None = None
@@ -85,17 +88,23 @@ class Supervisor:
     async def _supervise(self) -> None:
         with contextlib.suppress(TransientError):
             self._previous = await asyncio.to_thread(read_state, self._settings, "status.json")
-        if isinstance(self._previous, dict) and self._previous.get("life") == self._life:
+        # Actors of another Ray session have ended with it.
+        same = isinstance(self._previous, dict) and self._previous.get("session") == self._session
+        if isinstance(self._previous, dict) and same:
             self._crew.remember(self._previous.get("actors") or {})
         written_at = 0.0
         while True:
             began = time.monotonic()
             await self._guarded("turn", self._turn)
-            if began - written_at >= STATUS_INTERVAL_S:
+            # Beside the watching: storage that does not answer must not keep it from renewing the actors' leases.
+            if began - written_at >= STATUS_INTERVAL_S and (self._telling is None or self._telling.done()):
                 written_at = began
-                await self._guarded("status", self._report)
-                await self._guarded("drain request", self._look_for_drain)
+                self._telling = asyncio.get_running_loop().create_task(self._tell())
             await asyncio.sleep(max(0.0, TICK_S - (time.monotonic() - began)))
+
+    async def _tell(self) -> None:
+        await self._guarded("status", self._report)
+        await self._guarded("drain request", self._look_for_drain)
 
     async def _guarded(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
         """One step of a turn; the loop must outlive whatever it meets, and say so."""
@@ -136,7 +145,7 @@ class Supervisor:
             actors=self._crew.shown(),
             previous=self._previous,
         )
-        status |= {"life": self._life, "drain": self._drain.shown() if self._drain else None}
+        status |= {"life": self._life, "session": self._session, "drain": self._drain.shown() if self._drain else None}
         self._previous = status
         try:
             await asyncio.to_thread(write_state, settings, "status.json", status)

@@ -162,7 +162,8 @@ class Watched:
             return f"hung: no answer for {silent_s:.0f} s"
         if self._stalled_s >= self.hang_s:
             return f"hung: its loop has not turned for {self._stalled_s:.0f} s"
-        if self._called_at is not None and now - self._called_at >= self.start_s:
+        # How long opening tables and building their indexes may take is the actor's to say, by its own stall.
+        if self._stalled_s > 0 and self._called_at is not None and now - self._called_at >= self.start_s:
             return f"hung: start() has not returned for {now - self._called_at:.0f} s"
         return None
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import threading
 import time
 import uuid
@@ -119,7 +120,9 @@ def consumer_config(settings: Settings, brokers: str, member: str | None = None)
     }
     # The embedded broker misses its members as soon as their connection closes.
     if member is not None and not embedded and config["group.protocol"] == "classic":
-        ours = hashlib.sha256(settings.tables_uri.encode()).hexdigest()[:8]
+        # Two services of one name would push each other out in turn; a local path is the same on many machines.
+        place = settings.tables_uri if "://" in settings.tables_uri else f"{socket.gethostname()}{settings.tables_uri}"
+        ours = hashlib.sha256(place.encode()).hexdigest()[:8]
         config["group.instance.id"] = f"shoal-{ours}-{member}"
     if config["group.protocol"] == "consumer":
         for name in _CLASSIC_ONLY:

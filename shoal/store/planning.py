@@ -224,6 +224,8 @@ def _insert(version: Version, documents: dict[str, _Document], failure: Failure 
             return late
     current = document.current()
     same = document.versions.get(version.revision)
+    if same is not None and same.removed_at is not None and same.is_good and not version.is_good:
+        return late  # the mark says more than an error: without it what it shadows would come back
     if same is not None and same.removed_at is None and not _stands_over(version, same):
         if version.is_good and version.sha256 == same.sha256:
             return Ack(Outcome.UNCHANGED)

@@ -5,6 +5,7 @@ Written whole by one owner, read by anybody; a reader sees the old or the new te
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from functools import lru_cache
@@ -13,10 +14,13 @@ from typing import Any
 
 import boto3
 import orjson
+from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shoal.errors import TransientError
 from shoal.settings import Settings
+
+log = logging.getLogger("shoal.store")
 
 DIRECTORY = "_shoal"
 UNFINISHED_PREFIX = ".writing-"
@@ -57,10 +61,15 @@ def read_state(settings: Settings, name: str) -> Any | None:
             raise TransientError(f"state file {name}: {error}") from None
         except BotoCoreError as error:
             raise TransientError(f"state file {name}: {error}") from None
-        return orjson.loads(body)
+    else:
+        try:
+            body = (Path(settings.tables_uri) / DIRECTORY / name).read_bytes()
+        except FileNotFoundError:
+            return None
     try:
-        return orjson.loads((Path(settings.tables_uri) / DIRECTORY / name).read_bytes())
-    except FileNotFoundError:
+        return orjson.loads(body)
+    except ValueError:  # empty after a power loss, say: its owner writes it anew
+        log.warning("state file %s is damaged and counts as absent", name)
         return None
 
 
@@ -74,4 +83,6 @@ def _s3_place(settings: Settings, name: str) -> tuple[str | None, str]:
 
 @lru_cache(maxsize=4)
 def _client(endpoint_url: str | None) -> Any:
-    return boto3.client("s3", endpoint_url=endpoint_url)
+    # Short: whoever writes a state has other things to do, and does it again in seconds.
+    config = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
+    return boto3.client("s3", endpoint_url=endpoint_url, config=config)

@@ -193,8 +193,10 @@ class TableWriter:
             try:
                 self._sound = False
                 self._write(planned, fence)
+                self._documents += planned.documents.documents
             except (CommitRefused, TransientError) as error:
-                # _take reads every fence before it writes its own: so it tells whether this commit landed.
+                # _take counts the documents anew. It reads every fence before it writes its own: so it tells whether
+                # this commit landed.
                 if self._take().get(last.kind) != fence.token:
                     if isinstance(error, CommitRefused):
                         continue
@@ -202,7 +204,6 @@ class TableWriter:
             self._sound = True
             self._commits += 1
             self._maintenance.committed(len(planned.documents.chunks))
-            self._documents += planned.documents.documents
             self._publish()
             return [replace(ack, commit_sequence=sequence) for ack in planned.acks]
         raise TransientError(f"{ATTEMPTS_MAX} commits in a row were refused by others' changes: try again")
@@ -217,7 +218,9 @@ class TableWriter:
         TransientError; a failed step comes again later."""
         if not self._sound:
             return None  # the next batch looks what is there first
+        self._sound = False  # a step that fails may leave a handle past a version whose epoch nobody checked
         done = self._maintenance.step(self._epoch, now)
+        self._sound = True
         if done is not None:
             self._publish()
         return done

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from shoal.actors.breaker import OPEN_AFTER, PAUSE_MAX_S, PROBE_S, WAIT_S, Breakers
+from shoal.errors import TransientError
 from tests.properties.profiles import examples
 
 BUCKETS = ("s3://a", "s3://b")
@@ -79,7 +80,7 @@ class BreakersMachine(RuleBasedStateMachine):
 
     def fail_one(self, bucket: str, key: str, retry_after_s: float | None) -> None:
         probing_since = self.calls.pop((bucket, key))
-        self.breakers.failed(bucket, key, "503", retry_after_s, self.now)
+        self.breakers.failed(bucket, key, TransientError("503"), retry_after_s, self.now)
         self.in_a_row[bucket] += 1
         self.last_failer[bucket] = key
         if self.opened_at[bucket] is None:

@@ -47,6 +47,7 @@ class FakeStages:
     def __init__(self) -> None:
         self.script: dict[str, list[Any]] = defaultdict(list)
         self.calls: list[tuple[str, Any]] = []
+        self.answer: Callable[[Announcement], tuple[FetchResult, Any]] | None = None
         self.settled: list[tuple[int, Outcome | None]] = []
         self.gate: asyncio.Event | None = None
         self.running = self.most_running = 0
@@ -65,6 +66,9 @@ class FakeStages:
         if self.gate:
             await self.gate.wait()
         self.running -= 1
+        if self.answer is not None:
+            self.calls.append(("fetch", announcement))
+            return self.answer(announcement)
         return self._next("fetch", announcement, (FetchResult(None), Fetched(announcement, "a" * 64)))
 
     async def embed(self, fetched: Any) -> tuple[Failure | None, Any]:
@@ -188,8 +192,8 @@ async def test_one_object_that_fails_on_a_quiet_night_is_given_up_only_if_its_bu
     line, now = pipeline(stages, lambda _: [announcement()])
     await asyncio.wait_for(line.run(item()), 5)
     assert line.dead_letters == {"object_unavailable": 1}
-    assert stages.names().count("alive") == 21, "asked at each failure after its time, until it answered"
-    assert now[0] > 100.0
+    assert stages.names().count("alive") == 21, "asked after its time, again and again, until it answered"
+    assert now[0] > 25.0
 
 
 async def test_an_outage_makes_all_wait_behind_one_probe_and_loses_nobody() -> None:
@@ -232,6 +236,48 @@ async def test_what_is_fetched_is_held_within_the_bound_and_given_back_however_i
     watcher.cancel()
     assert 600 <= most[0] <= 1000, "several at once, never more than the bound"
     assert (credits.payloads, credits.payload_bytes) == (0, 0)
+
+
+async def test_a_bucket_that_does_not_exist_does_not_stop_those_that_do() -> None:
+    """More messages of it than there is room for at once, and they come first."""
+    stages, credits = FakeStages(), Credits(1000, 1000)
+
+    def answer(announcement: Announcement) -> tuple[FetchResult, Any]:
+        if announcement.location.startswith("s3://typo"):
+            raise ConfigurationError("NoSuchBucket")
+        return FetchResult(None, 10), "payload"
+
+    stages.answer = answer
+    stages.script["alive"] = [False] * 10_000
+
+    def parse(raw: RawMessage) -> list[Work]:
+        bucket = "typo" if raw.position.offset < 30 else "good"
+        return [announcement(f"prod:d:{raw.position.offset}", location=f"s3://{bucket}/{raw.position.offset}")]
+
+    line, _ = pipeline(stages, parse, credits=credits, payload_bytes=400)
+    await asyncio.wait_for(asyncio.gather(*(line.run(item(offset)) for offset in range(80))), 20)
+    assert line.outcomes == {"indexed": 50, "dead_lettered": 30}
+    assert line.dead_letters == {"access_refused": 30}
+    assert line.breakers() == {}
+    assert (credits.payloads, credits.payload_bytes) == (0, 0)
+
+
+async def test_an_abandoned_work_does_not_let_the_next_one_overtake_those_before_it() -> None:
+    stages = FakeStages()
+    stages.gate = asyncio.Event()
+    line, _ = pipeline(
+        stages, lambda raw: [announcement("prod:d:same", raw.position.offset, f"s3://b/{raw.position.offset}")]
+    )
+    first, abandoned, last = (asyncio.create_task(line.run(item(offset))) for offset in range(3))
+    while not stages.running:
+        await asyncio.sleep(0)
+    abandoned.cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert stages.most_running == 1, "the last still waits for the first"
+    stages.gate.set()
+    await asyncio.gather(first, last)
+    assert [call.position.offset for name, call in stages.calls if name == "fetch"] == [0, 2]
 
 
 async def test_an_abandoned_document_gives_its_room_back() -> None:

@@ -354,6 +354,19 @@ async def test_a_lost_broker_is_shown_and_forgotten_when_messages_come_again(sce
     assert not await error()
 
 
+async def test_a_commit_that_is_refused_at_a_revoke_ends_nobody(scene: Scene) -> None:
+    scene.consumer.assign(P0)
+    scene.consumer.deliver(P0, 0)
+    await scene.until(lambda: scene.stages.written == [0], "it is done")
+    scene.consumer.refuse = True
+    scene.consumer.revoke(P0)
+    await scene.until(lambda: not scene.consumer.owned, "it went")
+    scene.consumer.refuse = False
+    scene.consumer.assign(P1)
+    scene.consumer.deliver(P1, 5)
+    await scene.committed(P1, 6)
+
+
 async def test_a_drain_finishes_what_is_in_flight_commits_it_and_leaves_the_group(scene: Scene) -> None:
     scene.stages.held = {0}
     scene.consumer.assign(P0)

@@ -38,6 +38,7 @@ class FakeActor:
     left: int = 0
     started: int = 0
     ended: int = 0
+    drained: list[float] = field(default_factory=list)
 
     @property
     def statistics(self) -> Method:
@@ -71,6 +72,7 @@ class FakeActor:
             raise self.start_error
 
     async def _drain(self, timeout_s: float) -> int:
+        self.drained.append(timeout_s)
         await self._answer()
         return self.left
 
@@ -281,6 +283,19 @@ async def test_a_reader_that_is_only_being_created_takes_nothing_after_a_drain()
     assert on.cluster.lives[0].started == 0
     await on.crew.dismiss()
     assert on.cluster.lives[0].ended == 1
+
+
+async def test_a_reader_that_is_only_being_adopted_is_drained_too() -> None:
+    """It lives already, and has work: that this supervisor has no handle of it yet must not hide it."""
+    on = stage()
+    on.cluster.gate = threading.Event()
+    await on.turn()
+    draining = asyncio.create_task(on.crew.drain(1.0))
+    await asyncio.sleep(0)
+    on.cluster.gate.set()
+    await draining
+    assert [actor.drained for actor in on.cluster.lives] == [[1.0]]
+    await on.crew.dismiss()
 
 
 async def test_a_ray_that_answers_nothing_holds_up_no_turn() -> None:

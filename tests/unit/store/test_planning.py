@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -312,6 +313,22 @@ def test_the_removal_of_an_older_versions_object_leaves_the_newer_one_whichever_
             tables.apply([item])
         assert tables.rows() == {(A, "2", True)}
         assert len(tables.chunks) == 2
+
+
+def test_a_failure_does_not_take_the_place_of_a_mark() -> None:
+    log = [
+        document(A, 0, version="1", location="s3://b/q"),
+        document(A, 1, version="2", content="y", location="s3://b/p"),
+        deletion(None, 2, s3_path="s3://b/p"),
+        failed(A, 3, version="2", location="s3://b/p"),
+    ]
+    for cuts in ([0, 4], [0, 1, 2, 3, 4], [0, 2, 4]):
+        tables = Tables()
+        for begin, end in itertools.pairwise(cuts):
+            tables.apply(log[begin:end])
+        assert tables.rows() == {(A, "1", False)}
+        tables.apply(log)
+        assert tables.rows() == {(A, "1", False)}
 
 
 def test_what_a_document_was_before_does_not_come_back_when_its_object_is_removed() -> None:

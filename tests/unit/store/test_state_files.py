@@ -21,3 +21,13 @@ def test_counts_by_outcome_can_be_written(tmp_path: Path) -> None:
     settings = load(data_dir=tmp_path)
     write_state(settings, "status.json", {"outcomes": Counter([Outcome.INDEXED])})
     assert read_state(settings, "status.json") == {"outcomes": {"indexed": 1}}
+
+
+def test_a_damaged_file_counts_as_absent_and_is_written_anew(tmp_path: Path) -> None:
+    settings = load(data_dir=tmp_path)
+    write_state(settings, "status.json", {"a": 1})
+    for damaged in (b"", b'{"a": '):
+        (Path(settings.tables_uri) / "_shoal" / "status.json").write_bytes(damaged)
+        assert read_state(settings, "status.json") is None
+    write_state(settings, "status.json", {"a": 2})
+    assert read_state(settings, "status.json") == {"a": 2}
