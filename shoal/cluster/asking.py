@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from shoal.cluster.doctor import Finding
-from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, out, say
+from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, out, printable, say
 from shoal.cluster.status_view import health_of, render
 
 RESULT_COLUMNS = ("score", "data_source", "data_type", "dataset", "collected_at", "urn", "what")
@@ -52,7 +52,7 @@ def show_explanation(found: Mapping[str, Any], form: Format) -> int:
         say(f"warning: {warning}")
     for chunk in found["chunks"]:
         out.print(f"\n--- chunk {chunk['index']}: {chunk['token_count']} tokens", style="bold", markup=False)
-        out.print(chunk["text"], markup=False)
+        out.print(printable(chunk["text"]), markup=False)
     return Exit.OK
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
+from rich.text import Text
 
-from shoal.cluster.output import Exit, Format, err, say
+from shoal.cluster.output import Exit, Format, cell, err, say
 from shoal.cluster.replaying import show_tally
 from shoal.cluster.sending import PacedSender, SilenceError, StateFile, Window, interruptible
 from shoal.errors import BadDocument, ConfigurationError
@@ -214,14 +215,14 @@ def backfill(
     began = time.monotonic()
     where = place if place.startswith("s3://") else str(Path(place).resolve())
     arguments = {
-        "place": where, "dataset": about.dataset, "source": about.source, "data_type": about.data_type,
+        "place": mark_of(where), "dataset": about.dataset, "source": about.source, "data_type": about.data_type,
         "environment": about.environment, "urn": about.urn, "topic": settings.kafka_topics[0],
     }  # fmt: skip
     file = StateFile(settings.home / "backfills", arguments)
     kept = None if restart else file.load()
     window = Window(kept["marks"], kept["counts"]) if kept else Window()
     if kept:
-        say(f"going on after {window.marks.get(MARK, 'the beginning')!r} ({file.path}; --restart begins anew)")
+        say(f"going on after {name_of(window.marks.get(MARK, 'the beginning'))!r} ({file.path}; --restart begins anew)")
 
     def save(now: Window) -> None:
         file.save({"marks": now.marks, "counts": now.counts})
@@ -229,7 +230,9 @@ def backfill(
     with interruptible() as asked, err.status("listing") as status:
 
         def progress(now: Window) -> None:
-            status.update(f"{now.counts['sent']} done, {now.unanswered} in flight; at {now.marks.get(MARK, '')}")
+            # Names are what others made: neither markup nor anything that a terminal obeys.
+            at = cell(name_of(now.marks.get(MARK, "")))
+            status.update(Text(f"{now.counts['sent']} done, {now.unanswered} in flight; at {at}"))
 
         sender = PacedSender(
             settings, window, listen=True, rate=rate, in_flight_max=in_flight_max, timeout_s=timeout_s, save=save,
@@ -237,7 +240,8 @@ def backfill(
         )  # fmt: skip
         with sender:
             try:
-                finished = _announce(sender, listed.after(window.marks.get(MARK, "")), settings) and sender.finish()
+                found = listed.after(name_of(window.marks.get(MARK, "")))
+                finished = _announce(sender, found, settings) and sender.finish()
                 end = Exit.OK if finished else Exit.INTERRUPTED
             except SilenceError as error:
                 say(str(error))
@@ -258,15 +262,33 @@ def backfill(
 
 def _announce(sender: PacedSender, found: Iterator[Found], settings: Settings) -> bool:
     for each in found:
-        mark = (MARK, each.name)
+        mark = (MARK, mark_of(each.name))
         if each.message is None:
             if not sender.skip(each.why_not, mark):
                 return False
             continue
         key, value = each.message
-        if not sender.send(settings.kafka_topics[0], key, value, (), name=each.name, mark=mark):
+        if not sender.send(settings.kafka_topics[0], key, value, (), name=_shown(each.name), mark=mark):
             return False
     return True
+
+
+def mark_of(name: str) -> str | dict[str, str]:
+    """`name` as JSON can keep it: a file's name may be no UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return {"hex": os.fsencode(name).hex()}
+    return name
+
+
+def name_of(mark: str | dict[str, str]) -> str:
+    """The name that `mark_of` kept."""
+    return mark if isinstance(mark, str) else os.fsdecode(bytes.fromhex(mark["hex"]))
+
+
+def _shown(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _refuse(about: About, settings: Settings) -> None:

@@ -25,11 +25,10 @@ from shoal.cluster.dead_letters import (
     Selection,
     choose,
     need_some,
-    printable,
     shown_reason,
     tell_left_out,
 )
-from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, say
+from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, printable, say
 from shoal.errors import ConfigurationError, PermanentError, TransientError
 from shoal.redaction import redact_text
 from shoal.settings import Settings

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, out, say
+from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, out, printable, say
 from shoal.errors import ConfigurationError, DeadReason
 from shoal.redaction import REDACTED, is_secret, redact_json, redact_text
 from shoal.settings import Settings
@@ -76,17 +76,17 @@ def moment(text: str, now: datetime) -> datetime | None:
     """
     if not text:
         return None
-    if match := _AGE.fullmatch(text.strip()):
-        return now - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
     try:
+        if match := _AGE.fullmatch(text.strip()):
+            return now - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
         if not _RFC_3339.fullmatch(text.strip()):
             raise ValueError
         found = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):  # no time, or one before the first year
         raise ConfigurationError(
             f"{text!r} is no time: write it as 2025-01-20T14:30:00Z, or as an age: 90s, 30m, 2h, 3d"
         ) from None
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def selection(
@@ -319,13 +319,6 @@ def _header_text(name: str, value: bytes | None) -> str | None:
         return None
     text = text_of(value)
     return REDACTED if is_secret(name, text) and not name.startswith("shoal.dlq.") else text[:HEADER_CHARS_MAX]
-
-
-def printable(text: str) -> str:
-    """`text` with every character that a terminal would obey, or that hides, written as its code."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
 
 
 def text_of(data: bytes) -> str:

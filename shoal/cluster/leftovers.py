@@ -6,6 +6,8 @@ runs from this stack's own directory (this user, this port) and whose Ray is dea
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import psutil
 
 from shoal.cluster.ray_environment import haproxy_directory
@@ -19,10 +21,12 @@ def end_leftovers(settings: Settings) -> int:
     directory = str(haproxy_directory(settings)) + "/"
     orphans = [process for process in psutil.process_iter(["name", "cmdline"]) if _is_orphan(process, directory)]
     for process in orphans:
-        process.terminate()
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
     _, alive = psutil.wait_procs(orphans, timeout=END_S)
     for process in alive:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     return len(orphans)
 
 

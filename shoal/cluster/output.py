@@ -5,6 +5,7 @@ One place decides how a value looks, so that every command offers the same `-o`.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from enum import IntEnum, StrEnum
@@ -17,6 +18,7 @@ from rich.text import Text
 
 CELL_CHARS_MAX = 120
 COLUMN_CHARS_MIN = 34  # up to here a column is shown whole
+_OBEYED = re.compile("[\x7f-\x9f]")  # control characters that JSON need not escape, and some terminals obey
 
 
 class Exit(IntEnum):
@@ -42,13 +44,15 @@ err = Console(stderr=True, highlight=False)
 
 
 def say(message: str) -> None:
-    """A line of progress or advice, on stderr."""
-    err.print(message, markup=False, soft_wrap=True)
+    """A line of progress or advice, on stderr; it may quote what others wrote."""
+    err.print(printable(message), markup=False, soft_wrap=True)
 
 
 def emit_json(value: Any) -> None:
-    """`value` on stdout as indented JSON."""
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode() + "\n")
+    """`value` on stdout as indented JSON, without characters that a terminal would obey."""
+    text = orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode()
+    # Only texts can hold them, where an escape means the same.
+    sys.stdout.write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
 
 
 def emit_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, fold: bool = False) -> None:
@@ -75,6 +79,13 @@ def emit_pairs(pairs: Mapping[str, Any]) -> None:
     width = max((len(name) for name in pairs), default=0)
     for name, value in pairs.items():
         out.print(Text(f"{name:<{width}}  {cell(value, 400)}"))
+
+
+def printable(text: str) -> str:
+    """`text` with every character that a terminal would obey, or that hides, written as its code."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
 
 
 def cell(value: Any, chars_max: int = CELL_CHARS_MAX) -> str:

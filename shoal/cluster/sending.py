@@ -303,21 +303,25 @@ class PacedSender:
 
     def leave(self) -> None:
         """Before an early end, whatever its reason: flush what was sent, and save what is settled."""
-        with contextlib.suppress(TransientError):
-            self._flush()
-            self._listen(0.0)
-        self.window.settle()
-        self._save(self.window)
+        try:
+            with contextlib.suppress(TransientError):
+                self._flush()
+                self._listen(0.0)
+        finally:
+            self.window.settle()
+            self._save(self.window)
 
     def _flush(self) -> None:
-        if not self._unflushed:
+        # A producer tells a failure once, and has dropped what failed: what an interrupted or failed flush was about
+        # is never asked for again, so it stays unsettled and the next run sends it.
+        asked, self._unflushed = self._unflushed, []
+        if not asked:
             return
         self._producer.flush(FLUSH_S)
         if self._tail is None:
-            for _, token in self._unflushed:
+            for _, token in asked:
                 self.window.flushed(token[0])
             self._settle()
-        self._unflushed.clear()
 
     def _listen(self, timeout_s: float) -> None:
         if self._tail is None:

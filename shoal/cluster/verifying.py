@@ -5,6 +5,9 @@ versions), then dead letters and log up to their ends. So whatever counts as don
 looked at, and whatever those tables hold is in the log that is read. A difference is looked at again all the
 same, after the next commit and within `settle_s`; only what stays is told. What the differences are is the
 business of `shoal.store.audit`; this module feeds it and shows what it found. It changes nothing.
+
+So the tables are opened before the log is read and scanned after it, and nothing holds that pair of versions
+against cleanup: a log that takes longer than `cleanup_age_s` to read must be compared in part (`--from-time`).
 """
 
 from __future__ import annotations
@@ -69,7 +72,8 @@ def dead_position(raw: RawMessage) -> DeadPosition | None:
 def look(
     settings: Settings, from_time_ms: int | None = None, progress: Callable[[str], None] = lambda _: None
 ) -> Verdict:
-    """One comparison, as of now. Raises TransientError where the log or the tables can't be read."""
+    """One comparison, as of now. Raises TransientError where the log or the tables can't be read, or the
+    tables as they were opened have been cleaned up."""
     where = connection(settings)
     with LogReader(settings, where) as reader:
         topics = reader.existing((*settings.kafka_topics, settings.command_topic))

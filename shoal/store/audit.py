@@ -251,12 +251,12 @@ class Audit:
         mine = [row for row in current if (row.stored.version, row.stored.sha256) == (version, sha256)]
         if not mine:
             detail = f"chunk {key} is of version {version!r}, sha256 {sha256[:12]}; current is {_told(current[0])}"
-            self._find(Kind.STALE_CHUNKS, document_id, version, self._mending(current[0]), detail)
+            self._find(Kind.STALE_CHUNKS, document_id, version, current[0].stored.position, detail)
         elif not 0 <= index < mine[0].chunk_count or key != chunk_id(document_id, index):
             detail = f"chunk {key}, index {index}: the document has {mine[0].chunk_count}"
-            self._find(Kind.STALE_CHUNKS, document_id, version, self._mending(mine[0]), detail)
+            self._find(Kind.STALE_CHUNKS, document_id, version, mine[0].stored.position, detail)
         elif document.chunks >> index & 1:
-            self._find(Kind.DUPLICATE, document_id, version, self._mending(mine[0]), f"chunk {key} is there twice")
+            self._find(Kind.DUPLICATE, document_id, version, mine[0].stored.position, f"chunk {key} is there twice")
         else:
             document.chunks |= 1 << index
 
@@ -299,11 +299,9 @@ class Audit:
     def _find(self, kind: Kind, document_id: str, version: str | None, at: Position | None, detail: str) -> None:
         self._counts[kind] += 1
         if len(self._findings) < FINDINGS_KEPT_MAX:
-            self._findings.append(Finding(kind, document_id, version, at, detail))
-
-    def _mending(self, row: _Row) -> Position | None:
-        at = row.stored.position
-        return at if self._is_in_log(at) else None
+            # The original of a copy may be gone, or of another cluster: what stands at that offset is another message.
+            mending = at if at is not None and self._is_in_log(at) else None
+            self._findings.append(Finding(kind, document_id, version, mending, detail))
 
     def _is_in_log(self, at: Position) -> bool:
         """Whether the log, as it was read, would have to hold the message at `at`."""
@@ -361,6 +359,9 @@ class Audit:
             beyond = not self._is_in_log(stone) or self._is_compacted_away(stone, document)
             if beyond or stone in self._removed_at or any(at == stone for at, _ in document.deletions):
                 kept.append(stone)
+            elif self._may_be_a_gap(stone):
+                self._counts["undecided"] += 1  # compaction takes deletions too, and leaves nothing later
+                kept.append(stone)
             else:
                 self._find(Kind.EXTRA, document_id, None, None, f"a tombstone, but no deletion at {_where(stone)}")
         document.stones = tuple(kept)
@@ -409,8 +410,7 @@ class Audit:
         deletions = (stone for stone in document.stones if precedes(at, stone) and at != stone)
         if (stone := next(deletions, None)) is not None:
             detail = f"{_told(row)} was deleted at {_where(stone)}"
-            deletion = stone if self._is_in_log(stone) else None
-            self._find(Kind.EXTRA, document_id, version, deletion, detail)
+            self._find(Kind.EXTRA, document_id, version, stone, detail)
             return
         if not self._is_in_log(at):
             self._counts["older_rows"] += 1
@@ -431,11 +431,15 @@ class Audit:
             else:
                 self._counts["undecided"] += 1
 
+    def _may_be_a_gap(self, at: Position) -> bool:
+        """The partition has gaps, and `at`, which must be of the log, may be in one."""
+        span = self._spans[_partition(at)]
+        return self._seen[_partition(at)] < span.end - span.start and at.offset < span.end
+
     def _is_compacted_away(self, at: Position, document: _Document) -> bool:
         """The partition has gaps, and a later message about the document explains one at `at`."""
-        place = (at.cluster, at.topic, at.partition)
-        span = self._spans[place]
-        if self._seen[place] >= span.end - span.start or at.offset >= span.end:
+        place = _partition(at)
+        if not self._may_be_a_gap(at):
             return False
         later = chain((said.position for said in document.said), (position for position, _ in document.deletions))
         return any(_partition(other) == place and other.offset > at.offset for other in later)
@@ -445,17 +449,19 @@ class Audit:
         twice = [version for version, count in Counter(row.stored.version for row in rows).items() if count > 1]
         for version in twice:
             row = max((row for row in rows if row.stored.version == version), key=lambda row: row.stored.rank)
-            self._find(Kind.DUPLICATE, document_id, version, self._mending(row), f"several rows of version {version!r}")
+            self._find(
+                Kind.DUPLICATE, document_id, version, row.stored.position, f"several rows of version {version!r}"
+            )
         current = [row for row in rows if row.stored.is_current]
         if len(current) > 1 and not twice:
             shown = ", ".join(_told(row) for row in current[:3])
             best = max(rows, key=lambda row: row.stored.rank)
-            self._find(Kind.DUPLICATE, document_id, None, self._mending(best), f"several current rows: {shown}")
+            self._find(Kind.DUPLICATE, document_id, None, best.stored.position, f"several current rows: {shown}")
         live = [row for row in rows if not any(mark.shadows(row.stored) for mark in document.marks)]
         if not live:
             for row in current:
                 detail = f"{_told(row)} is current; the object of a later version was removed after it"
-                self._find(Kind.WRONG_CURRENT, document_id, row.stored.version, self._mending(row), detail)
+                self._find(Kind.WRONG_CURRENT, document_id, row.stored.version, row.stored.position, detail)
             return
         due = max(live, key=lambda row: row.stored.rank)
         if current and any(row.has_dropped_text for row in rows):
@@ -463,10 +469,10 @@ class Audit:
         elif all(row.stored.rank != due.stored.rank for row in current):
             shown = f"{_told(current[0])} is" if current else "no row is"
             detail = f"{shown} current; {_told(due)} comes last in the log"
-            self._find(Kind.WRONG_CURRENT, document_id, due.stored.version, self._mending(due), detail)
+            self._find(Kind.WRONG_CURRENT, document_id, due.stored.version, due.stored.position, detail)
         if current and document.chunks != (1 << (count := max(row.chunk_count for row in current))) - 1:
             detail = f"{document.chunks.bit_count()} of {count} chunks are there"
-            at = self._mending(current[0])
+            at = current[0].stored.position
             self._find(Kind.MISSING_CHUNKS, document_id, current[0].stored.version, at, detail)
 
 

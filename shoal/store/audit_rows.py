@@ -3,13 +3,18 @@
 The versions are held from `open` on: metadata first, then chunks, where the chunk table is not ahead of the
 metadata, so that nothing of one batch is seen in the first and missing in the second (as readers do). A batch
 that stays half written is told (`is_torn`): its writer died, and the next one takes it back. Scans are in
-batches of rows, without vectors or texts. Reads only. Raises TransientError, PermanentError, ConfigurationError.
+batches of rows, without vectors or texts. Reads only.
+
+Nothing holds the versions against cleanup: where a scan comes later than `cleanup_age_s` (an hour) after they were
+superseded, their files may be gone. That ends the comparison with an error that says so. Raises
+TransientError, PermanentError, ConfigurationError.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from shoal.errors import TransientError
@@ -93,9 +98,23 @@ class TablesSnapshot:
     def _scan(self, kind: TableKind, columns: Sequence[str], condition: str) -> Iterator[Row]:
         table = self._tables[kind]
         try:
-            with lance_errors(f"reading {table.uri}"):
+            with _gone_errors(table.uri), lance_errors(f"reading {table.uri}"):
                 scanner: Any = table.dataset.scanner(columns=list(columns), filter=condition, batch_size=BATCH_ROWS)
                 for batch in scanner.to_batches():
                     yield from batch.to_pylist()
         except ValueError as error:
             raise TransientError(f"reading {table.uri}: {str(error)[:300]}") from error
+
+
+@contextmanager
+def _gone_errors(uri: str) -> Iterator[None]:
+    """Says what to do where a file of the held version is gone."""
+    try:
+        yield
+    except (TransientError, ValueError) as error:
+        if "not found" not in str(error).lower():
+            raise
+        raise TransientError(
+            f"reading {uri}: the version that was compared was cleaned up meanwhile: narrow the log with --from-time, "
+            "or raise cleanup_age_s (SHOAL_CLEANUP_AGE_S)"
+        ) from error

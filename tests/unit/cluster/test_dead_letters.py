@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from shoal.cluster import dead_letter_replay
 from shoal.cluster.cli import app
 from shoal.cluster.dead_letter_replay import Replayer
-from shoal.cluster.dead_letters import Choice, Selection, choose, moment, printable, value_of
+from shoal.cluster.dead_letters import Choice, Selection, choose, moment, value_of
+from shoal.cluster.output import printable
 from shoal.errors import ConfigurationError, DeadReason, PermanentError
 from shoal.records import Failure, Outcome, Position
 from shoal.settings import Settings, load
@@ -119,7 +120,13 @@ def test_times_are_rfc_3339_or_ages(text, at):
     assert moment(text, NOW) == at
 
 
-@pytest.mark.parametrize("text", ["yesterday", "2", "h", "-2h", "2026-13-01", "2026-02-30", "20260201", "2h ago"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "yesterday", "2", "h", "-2h", "2026-13-01", "2026-02-30", "20260201", "2h ago", "999999w",
+        "0001-01-01T00:00+14:00",
+    ],
+)  # fmt: skip
 def test_what_is_no_time_is_refused_with_how_to_write_one(text):
     with pytest.raises(ConfigurationError, match="2025-01-20T14:30:00Z"):
         moment(text, NOW)

@@ -47,6 +47,16 @@ class Gone(Process):
         raise psutil.NoSuchProcess(self.pid)
 
 
+class Fading(Process):
+    def terminate(self) -> None:
+        super().terminate()
+        raise psutil.NoSuchProcess(self.pid)
+
+    def kill(self) -> None:
+        super().kill()
+        raise psutil.NoSuchProcess(self.pid)
+
+
 @pytest.fixture
 def settings() -> Settings:
     return load(http_port=8123)
@@ -103,3 +113,8 @@ def test_other_proxies_and_other_programs_are_left_alone(settings: Settings, mon
 
 def test_one_that_ends_by_itself_meanwhile_is_no_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended(settings, Gone(9, "haproxy", command(settings)), monkeypatch) == []
+
+
+def test_one_that_is_gone_when_it_is_ended_is_no_error(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    fading = Fading(9, "haproxy", command(settings), [INIT], is_stubborn=True)
+    assert ended(settings, fading, monkeypatch) == ["TERM", "KILL"]

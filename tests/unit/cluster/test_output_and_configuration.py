@@ -7,7 +7,7 @@ import json
 import pytest
 
 from shoal.cluster.configuration import environment_names, rows, shown
-from shoal.cluster.output import cell, emit_json
+from shoal.cluster.output import cell, emit_json, say
 from shoal.settings import Settings
 
 SECRETS = {
@@ -45,6 +45,15 @@ def test_json_goes_to_stdout_alone(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"a": 1}
     assert printed.err == ""
+
+
+def test_neither_json_nor_advice_holds_what_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "\x1b[31m red \x7f\x9b31m é"
+    emit_json({text: text})
+    say(text)
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == {text: text}
+    assert (printed.out + printed.err).replace("\n", "").isprintable()
 
 
 def test_no_secret_is_ever_shown() -> None:

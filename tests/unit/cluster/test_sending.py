@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.cluster.sending import Pace, StateFile, Window, interruptible
-from shoal.errors import ConfigurationError
+from shoal.cluster import sending
+from shoal.cluster.sending import Pace, PacedSender, StateFile, Window, interruptible
+from shoal.errors import ConfigurationError, TransientError
 from shoal.records import Outcome
+from shoal.settings import load
+from shoal.sources.journal import JournalProducer
 
 
 @given(
@@ -100,3 +105,57 @@ def test_a_first_signal_asks_and_a_second_ends() -> None:
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+class Journal:
+    """As the journal, but that an append may fail."""
+
+    def __init__(self) -> None:
+        self.held: list[bytes] = []
+        self.error: BaseException | None = None
+
+    def append(self, messages: list[Any]) -> None:
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        self.held += [key for _, key, *_ in messages]
+
+
+@pytest.mark.parametrize(
+    "error", [TransientError("the disk is unwell"), ConfigurationError("the disk is full"), KeyboardInterrupt()]
+)
+def test_what_a_failed_flush_lost_is_not_remembered_as_sent(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, saved = Journal(), []
+    monkeypatch.setattr(sending, "open_producer", lambda _: JournalProducer(journal))  # type: ignore[arg-type]
+    sender = PacedSender(
+        load(data_dir=tmp_path), Window(), listen=False, rate=0, in_flight_max=10, timeout_s=5,
+        save=lambda now: saved.append((dict(now.marks), now.counts["sent"])), asked_to_stop=threading.Event(),
+    )  # fmt: skip
+    sender.send("t", b"0", b"v", (), name="0", mark=("t/0", 1))
+    assert sender.finish()
+    for number in (1, 2):
+        sender.send("t", str(number).encode(), b"v", (), name=str(number), mark=("t/0", number + 1))
+    journal.error = error
+    with pytest.raises(type(error)):
+        sender.finish()
+    sender.leave()
+    assert journal.held == [b"0"]
+    assert saved[-1] == ({"t/0": 1}, 1)
+
+
+def test_what_is_settled_is_saved_whatever_the_last_flush_meets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, saved = Journal(), []
+    monkeypatch.setattr(sending, "open_producer", lambda _: JournalProducer(journal))  # type: ignore[arg-type]
+    sender = PacedSender(
+        load(data_dir=tmp_path), Window({"t/0": 1}), listen=False, rate=0, in_flight_max=10, timeout_s=5,
+        save=lambda now: saved.append(dict(now.marks)), asked_to_stop=threading.Event(),
+    )  # fmt: skip
+    sender.send("t", b"k", b"v", (), name="1", mark=("t/0", 2))
+    journal.error = ConfigurationError("the disk is full")
+    with pytest.raises(ConfigurationError):
+        sender.leave()
+    assert saved == [{"t/0": 1}]

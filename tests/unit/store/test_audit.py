@@ -363,6 +363,32 @@ def test_a_row_that_no_message_says_is_extra_but_not_in_another_cluster_or_topic
     assert only(world.audited()).kind is Kind.EXTRA
 
 
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_a_copy_whose_original_is_beyond_the_log_names_no_message(trimmed: bool) -> None:
+    """The message at that offset, if any, is another one: to replay it would mend nothing."""
+    beyond = position(0) if trimmed else replace(position(3), cluster="an earlier life")
+    copies = {
+        1: [document(A, 0, at=beyond).fetched.announcement],
+        2: [Deletion(beyond, "scraper", B)],
+        3: [document(EVENT, 0, at=beyond, location=P).fetched.announcement],
+    }
+    world = World([message(document("prod:ds:c", offset)) for offset in range(4)], start=1)
+    report = world.audited(works=copies)  # type: ignore[arg-type]
+    assert [(each.kind, each.document_id, each.position) for each in report.findings] == [
+        (Kind.MISSING, EVENT, None), (Kind.MISSING, A, None), (Kind.MISSING, B, None),
+    ]  # fmt: skip
+
+
+def test_a_tombstone_whose_deletion_compaction_may_have_taken_is_undecided() -> None:
+    world = world_of(document(A, 0), Deletion(position(1), "scraper", A), document(B, 2))
+    del world.log[:2]  # the null record goes too, after its time, and nothing about A comes later
+    report = world.audited()
+    assert report.findings == ()
+    assert report.counts["undecided"] == 1
+    world.tables.apply([Deletion(position(9), "scraper", "prod:ds:c")])
+    assert only(world.audited()).kind is Kind.EXTRA, "beyond the end there is no gap"
+
+
 def test_an_error_row_is_right_beside_its_dead_letter_and_a_silent_drop_without() -> None:
     world = world_of(failed(A, 0))
     world.dead.clear()
