@@ -85,7 +85,7 @@ class Crew:
         for member in self._members:
             known = actors.get(member.name)
             if isinstance(known, Mapping):
-                ran = known.get("state") == State.RUNNING
+                ran = bool(known.get("has_run"))
                 restarts = int(known.get("restarts") or 0)
                 member.watched.remember(known.get("pid"), restarts, known.get("reason"), ran=ran)
                 member.restarts_shown = member.watched.restarts

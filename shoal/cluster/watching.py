@@ -178,6 +178,8 @@ class Watched:
             state = State.CRASH_LOOP
         return {
             "state": str(state),
+            # Also while it is only being adopted: the next watcher must know it, if this one dies before it is heard.
+            "has_run": self._ran or self.state is State.RUNNING,
             "pid": self.pid,
             "restarts": self.restarts,
             "reason": self.reason,

@@ -23,7 +23,9 @@ def test_who_is_missing_is_created_at_once_and_starting_until_it_answers() -> No
     watched.created(0.0)
     assert watched.state is State.STARTING
     watched.answered(7, 0.1, 0.0, 1.0)
-    assert watched.shown(1.0) == {"state": "running", "pid": 7, "restarts": 0, "reason": None, "backoff_s": 0.0}
+    assert watched.shown(1.0) == {
+        "state": "running", "has_run": True, "pid": 7, "restarts": 0, "reason": None, "backoff_s": 0.0
+    }  # fmt: skip
 
 
 def test_a_slow_answer_is_no_death() -> None:
@@ -91,7 +93,7 @@ def test_a_constructor_that_fails_is_never_tried_again_at_once() -> None:
     watched.died("no such model", 0.0, hopeless=True)
     assert watched.decide(0.9) is Do.NOTHING
     assert watched.shown(0.5) == {
-        "state": "crash loop", "pid": None, "restarts": 0, "reason": "no such model", "backoff_s": 0.5
+        "state": "crash loop", "has_run": False, "pid": None, "restarts": 0, "reason": "no such model", "backoff_s": 0.5
     }  # fmt: skip
     assert watched.decide(1.0) is Do.CREATE
 
@@ -165,3 +167,15 @@ def test_a_pause_has_a_bound(lives: int) -> None:
     for _ in range(lives):
         pause_s = streak.ended(0.0, hopeless=True)
     assert 1.0 <= pause_s <= BACKOFF_MAX_S
+
+
+def test_a_stopped_actor_is_found_out_in_time_though_its_watchers_die_one_after_the_other() -> None:
+    first = running()
+    for _ in range(3):  # each adopts it, hears nothing, and dies
+        heir = Watched(hang_s=HANG_S, start_s=START_S)
+        known = first.shown(1.0)
+        heir.remember(7, 0, None, ran=bool(known["has_run"]))
+        heir.created(1.0)
+        first = heir
+    assert first.decide(1.0 + HANG_S - 0.1) is Do.NOTHING
+    assert first.decide(1.0 + HANG_S) is Do.END
