@@ -317,13 +317,14 @@ class Campaign:
         if self._busy_until_back is not None and self._busy_until_back.is_over:
             self._busy_until_back = None
         for pid, (kill, until) in list(self._stopped.items()):
-            if kill.is_over or now > until:
-                # A zombie, if it is still there: it wakes up in a world that has gone on without it.
-                self._signal(pid, signal.SIGCONT)
+            if not self._watch.is_there(pid):
                 del self._stopped[pid]
-                if kill.back_at is None and not kill.overtaken:
-                    self._notes.append(f"{kill.target} was stopped for {now - kill.at:.0f} s and not replaced")
-                    self._say(self._notes[-1])
+            elif now > until:  # it wakes up in a world that has gone on without it
+                self._signal(pid, signal.SIGCONT)
+                self._watch.revived(pid)
+                del self._stopped[pid]
+                self._notes.append(f"{kill.target} was stopped for {now - kill.at:.0f} s and not replaced")
+                self._say(self._notes[-1])
         if int(now * 2) != int((now - TICK_S) * 2):
             self._show(self._state())
 

@@ -100,7 +100,7 @@ def _delete(documents: dict[str, dict[str, _Version]], effect: Delete, offset: i
         return
     for versions in documents.values():
         for version in versions.values():
-            if version.put.location == effect.location:
+            if version.put.location == effect.location and version.removed_at is None:  # else it was gone already
                 version.removed_at = offset
 
 

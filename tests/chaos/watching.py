@@ -53,6 +53,14 @@ class Watch:
         self._killed[pid] = now
         return is_news
 
+    def is_there(self, pid: int) -> bool:
+        """Whether the process itself is there, be it stopped."""
+        return any(victim.pid == pid for victims in self.processes.values() for victim in victims)
+
+    def revived(self, pid: int) -> None:
+        """A process that was stopped goes on."""
+        self._killed.pop(pid, None)
+
     def _is_dead(self, victim: Victim) -> bool:
         return victim.born <= self._killed.get(victim.pid, 0.0)
 

@@ -41,6 +41,11 @@ V = [version_text(minute) for minute in range(5)]
         ([put(1, "a"), put(2, "b"), Delete(location="s3://b/d/1")], {(V[2], "b", "indexed")}),
         ([put(1, "a"), put(2, "b"), Delete(location="s3://b/d/2")], {(V[1], "a", "history")}),
         ([put(2, "b"), Delete(location="s3://b/d/2"), put(1, "a")], {(V[1], "a", "indexed")}),
+        # What was removed already is not removed again: what was announced in between stays.
+        (
+            [put(2, "b"), Delete(location="s3://b/d/2"), put(1, "a"), Delete(location="s3://b/d/2")],
+            {(V[1], "a", "indexed")},
+        ),
         ([put(1, "a"), Delete(location="s3://b/d/1"), put(1, "a")], {(V[1], "a", "indexed")}),
         ([put(1, "a", row_only=True)], {(V[1], "a", "error")}),
     ],
