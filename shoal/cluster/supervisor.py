@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import ray
 from ray import serve
 
 from shoal.actors.logs import configure_logging
@@ -45,7 +45,7 @@ class Supervisor:
         configure_logging(settings)
         self._settings, self._connection = settings, connection
         self._model, self._ingress, self._life = model, ingress, life
-        self._session = f"{life}/{os.getppid()}"  # the raylet that runs it
+        self._session = f"{life}/{_ray_session()}"
         self._telling: asyncio.Task[None] | None = None
         self._started_at = datetime.now(UTC)
         self._crew = Crew(posts(settings, model, width), settings.hang_s, settings.start_s)
@@ -163,6 +163,11 @@ class Supervisor:
         if request is not None:
             self._drain = Drain(request.id)
             self._draining = asyncio.get_running_loop().create_task(self._drained(self._drain, request.timeout_s))
+
+
+def _ray_session() -> str:
+    """Of the whole cluster: a supervisor's heir may run on another node."""
+    return str(ray.get_runtime_context().get_session_name()) if ray.is_initialized() else ""
 
 
 def ingest_app(
