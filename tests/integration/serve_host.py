@@ -31,7 +31,13 @@ def main(data_dir: str, port: str, ingress: str) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     for is_last in (False, True):
         try:
-            ray.init(num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+            ray.init(
+                address="local",  # not one that another test, or somebody else, left its address of
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=100_000_000,
+                log_to_driver=False,
+            )
             break
         except Exception:  # Ray gives its own processes 30 s, which a crowded machine may need more than once
             if is_last:
