@@ -21,7 +21,7 @@ SYNCED := .venv/.synced
 .PHONY: help demo test check lint unit fmt bench chaos simulate
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(SYNCED) ## Watch sample scrapes become searchable (ARGS=--exit: end after the tour)
 	@.venv/bin/shoal demo $(ARGS)

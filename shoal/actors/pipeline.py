@@ -274,7 +274,8 @@ class Pipeline:
                 self.last_error = str(error)
                 await self._pause(backoff_s(attempt, None, self._rng))
             except BadDocument as error:  # whichever stage says so: a bad record is never our own failure (G4)
-                return Ack(Outcome.DEAD_LETTERED), Failure(error.reason, error.message, item.stage)
+                stage = item.stage.partition(":")[0]  # without what it waited for
+                return Ack(Outcome.DEAD_LETTERED), Failure(error.reason, error.message, stage)
 
     async def _work(self, item: Item, work: Work) -> tuple[Ack, Failure | None]:
         if isinstance(work, Command):

@@ -258,6 +258,7 @@ async def test_a_bucket_that_does_not_exist_does_not_stop_those_that_do() -> Non
     await asyncio.wait_for(asyncio.gather(*(line.run(item(offset)) for offset in range(80))), 20)
     assert line.outcomes == {"indexed": 50, "dead_lettered": 30}
     assert line.dead_letters == {"access_refused": 30}
+    assert {failure.stage for name, failure in stages.calls if name == "dead_letter"} == {"fetch"}
     assert line.breakers() == {}
     assert (credits.payloads, credits.payload_bytes) == (0, 0)
 
