@@ -6,6 +6,7 @@ Each value can be overridden from outside. Why each is set stands beside it.
 from __future__ import annotations
 
 import os
+import random
 import socket
 from pathlib import Path
 
@@ -75,11 +76,15 @@ def _haproxy_places(settings: Settings) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for listener in sockets:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in sockets]
-    finally:
-        for listener in sockets:
-            listener.close()
+    """Below the ephemeral range: a port of that, free now, may be any client's before HAProxy has bound it."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("0.0.0.0", port))  # noqa: S104 - as HAProxy will
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
