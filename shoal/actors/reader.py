@@ -198,7 +198,7 @@ class Reader:
         assert self._survey is not None
         self._survey.stop()
         consumer.close()
-        self._turns.stop()
+        self._turns.stop()  # the revoke of the closing has beaten again
         self._stopped.set()
 
     def _take(self, message: Message) -> None:

@@ -21,7 +21,7 @@ from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows,
 from shoal.errors import BadDocument
 from shoal.records import Position
 from shoal.settings import Settings
-from shoal.sources.journal import DEAD_LETTER_SUFFIX
+from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX
 from shoal.sources.kafka import Connection, connection
 from shoal.sources.log_reader import LogReader, Partition, Stretch
 from shoal.sources.messages import RawMessage, parse_message

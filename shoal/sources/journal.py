@@ -30,8 +30,7 @@ from pathlib import Path
 import orjson
 
 from shoal.errors import ConfigurationError, PermanentError, ShoalError, TransientError
-from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX as DEAD_LETTER_SUFFIX
-from shoal.sources.dead_letters import STATE_SUFFIX
+from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX, STATE_SUFFIX
 from shoal.sources.log_producer import FailureMarks, Headers
 
 MIB = 1024 * 1024

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from shoal.sources.journal import DEAD_LETTER_SUFFIX
+from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX
 from shoal.store.schemas import TOMBSTONE
 from tests.simulation.broker import Broker, Key, Record
 from tests.simulation.kernel import Violation

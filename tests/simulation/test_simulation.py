@@ -1,7 +1,7 @@
 """The whole flow, simulated: whatever a seed breaks, the tables end as the log says. Run beside the unit tests.
 
 The simulations run in processes of their own, since they give the modules of `shoal` another clock. How many seeds is
-for SHOAL_TEST_SIMULATION_SEEDS to say; CI runs thousands with `make simulate`.
+for SHOAL_TEST_SIMULATION_SEEDS to say; `make simulate` runs thousands.
 """
 
 from __future__ import annotations
