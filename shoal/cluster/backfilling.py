@@ -26,7 +26,7 @@ from rich.text import Text
 
 from shoal.cluster.output import Exit, Format, cell, err, say
 from shoal.cluster.replaying import show_tally
-from shoal.cluster.sending import PacedSender, SilenceError, StateFile, Window, interruptible
+from shoal.cluster.sending import PacedSender, StateFile, Window, interruptible
 from shoal.errors import BadDocument, ConfigurationError
 from shoal.records import Position
 from shoal.settings import Settings
@@ -238,22 +238,11 @@ def backfill(
             settings, window, listen=True, rate=rate, in_flight_max=in_flight_max, timeout_s=timeout_s, save=save,
             asked_to_stop=asked, progress=progress,
         )  # fmt: skip
-        with sender:
-            try:
-                found = listed.after(name_of(window.marks.get(MARK, "")))
-                finished = _announce(sender, found, settings) and sender.finish()
-                end = Exit.OK if finished else Exit.INTERRUPTED
-            except SilenceError as error:
-                say(str(error))
-                end = Exit.TIMEOUT
-            except BaseException:
-                sender.leave()
-                say(f"interrupted: the same command goes on behind what is settled ({file.path})")
-                raise
-            if end is not Exit.OK:
-                sender.leave()
-    if end is Exit.OK:
-        file.forget()
+
+        def send() -> bool:
+            return _announce(sender, listed.after(name_of(window.marks.get(MARK, ""))), settings)
+
+        end = sender.run(send, file)
     show_tally("announced", window, time.monotonic() - began, waited=True, finished=end is Exit.OK, form=form)
     if end is not Exit.OK:
         say(f"not finished: the same command goes on behind what is settled ({file.path})")

@@ -14,12 +14,11 @@ import typer
 
 from shoal import __version__
 from shoal.cluster.cli_dead_letters import dlq_app
+from shoal.cluster.cli_options import DataDir, Output, format_of, settings_with
 from shoal.errors import ConfigurationError, ShoalError, TransientError
 
 if TYPE_CHECKING:
     from shoal.client import Shoal
-    from shoal.cluster.output import Format
-    from shoal.settings import Settings
 
 EPILOG = (
     "Exit codes: 0 ok; 1 the answer is no (a check failed, a tally does not add up); 2 wrong arguments or settings; "
@@ -39,9 +38,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="The settings in force.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 
-Output = Annotated[str, typer.Option("-o", "--output", help="table or json.", metavar="table|json")]
 Url = Annotated[str, typer.Option("--url", envvar="SHOAL_URL", help="Where Shoal runs; empty: here.")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Local state (SHOAL_DATA_DIR).")]
 Port = Annotated[int | None, typer.Option("--port", help="Port of REST and MCP (SHOAL_HTTP_PORT).")]
 
 
@@ -57,7 +54,7 @@ def up(data_dir: DataDir = None, port: Port = None) -> None:
     """Run the service here until Ctrl-C: broker (unless KAFKA_BROKERS is set), ingest, REST and MCP."""
     from shoal.cluster.serving import serve_until_stopped
 
-    serve_until_stopped(_settings(data_dir=data_dir, http_port=port))
+    serve_until_stopped(settings_with(data_dir=data_dir, http_port=port))
 
 
 @app.command()
@@ -74,7 +71,7 @@ def demo(
     """
     from shoal.cluster.demo import tour
 
-    raise typer.Exit(tour(_settings(http_port=port), count=count, stay=not leave))
+    raise typer.Exit(tour(settings_with(http_port=port), count=count, stay=not leave))
 
 
 @app.command()
@@ -95,9 +92,9 @@ def publish(
     """Announce files on Kafka so that they are indexed."""
     from shoal.cluster.announcing import publish_paths
 
-    form = _format(output)
+    form = format_of(output)
     code = publish_paths(
-        _settings(data_dir=data_dir), paths, source=source, dataset=dataset, data_type=data_type,
+        settings_with(data_dir=data_dir), paths, source=source, dataset=dataset, data_type=data_type,
         environment=environment, to=to, wait=wait, timeout_s=timeout, form=form,
     )  # fmt: skip
     raise typer.Exit(code)
@@ -120,7 +117,7 @@ def search(
     """Search the index of a running Shoal."""
     from shoal.cluster.asking import show_results
 
-    form = _format(output)
+    form = format_of(output)
     asked: dict[str, Any] = {
         "query": query, "data_source": source, "data_type": data_type, "dataset": dataset, "start_date": start,
         "end_date": end, "hash": file_hash, "mode": mode, "limit": limit,
@@ -143,7 +140,7 @@ def status(
     """
     from shoal.cluster.asking import show_status
 
-    form = _format(output)
+    form = format_of(output)
     client = _client(url)
     if seconds is not None and not watch:
         raise ConfigurationError("SECONDS belongs to --watch: shoal status --watch 5")
@@ -167,8 +164,8 @@ def explain(
     from shoal.cluster.asking import show_explanation
     from shoal.cluster.explaining import explain as explain_file
 
-    form = _format(output)
-    raise typer.Exit(show_explanation(explain_file(file, _settings(), source, data_type, dataset), form))
+    form = format_of(output)
+    raise typer.Exit(show_explanation(explain_file(file, settings_with(), source, data_type, dataset), form))
 
 
 @app.command()
@@ -177,8 +174,8 @@ def doctor(output: Output = "table", data_dir: DataDir = None) -> None:
     from shoal.cluster.asking import show_findings
     from shoal.cluster.doctor import examine
 
-    form = _format(output)
-    raise typer.Exit(show_findings(list(examine(_settings(data_dir=data_dir))), form))
+    form = format_of(output)
+    raise typer.Exit(show_findings(list(examine(settings_with(data_dir=data_dir))), form))
 
 
 @config_app.command("show")
@@ -187,8 +184,8 @@ def config_show(output: Output = "table") -> None:
     from shoal.cluster.configuration import rows
     from shoal.cluster.output import emit_json, emit_rows
 
-    form = _format(output)
-    found = rows(_settings())
+    form = format_of(output)
+    found = rows(settings_with())
     if form == "json":
         emit_json(found)
     else:
@@ -208,26 +205,11 @@ for _command in (cli_log.verify, cli_log.replay, cli_log.backfill):
 app.add_typer(dlq_app, name="dlq")
 
 
-def _settings(**overrides: Any) -> Settings:
-    from shoal.settings import load
-
-    return load(**{name: value for name, value in overrides.items() if value is not None})
-
-
-def _format(output: str) -> Format:
-    from shoal.cluster.output import Format
-
-    try:
-        return Format(output)
-    except ValueError:
-        raise ConfigurationError(f"-o {output}: choose table or json") from None
-
-
 def _client(url: str) -> Shoal:
     from shoal.client import Shoal
 
     if not url:
-        settings = _settings()
+        settings = settings_with()
         host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
         url = f"http://{host}:{settings.http_port}"
     return Shoal(url)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shoal.cluster.cli_options import DataDir, Output, format_of, settings_with
+
 if TYPE_CHECKING:
     from shoal.cluster.dead_letters import Selection
-    from shoal.cluster.output import Format
     from shoal.settings import Settings
 
 dlq_app = typer.Typer(
@@ -30,8 +30,6 @@ Dataset = Annotated[str, typer.Option("--dataset", help="Only this dataset.")]
 Handled = Annotated[
     bool, typer.Option("--all", help="Also those that are handled: replayed, succeeded, returned, purged.")
 ]
-Output = Annotated[str, typer.Option("-o", "--output", help="table or json.", metavar="table|json")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Local state (SHOAL_DATA_DIR).")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most this many; default: no limit.")]
 
@@ -52,7 +50,7 @@ def list_(
     """List what failed and why, newest first. Open ones, unless --all."""
     from shoal.cluster.dead_letters import show_list
 
-    settings, form = _settings(data_dir), _format(output)
+    settings, form = settings_with(data_dir=data_dir), format_of(output)
     wanted = _selection(
         settings, reasons=reason, since=since, until=until, topics=topic, dataset=dataset, handled=handled
     )
@@ -69,8 +67,8 @@ def show(
     """Show one dead letter: why it failed, its headers, its value. Secrets are redacted."""
     from shoal.cluster.dead_letters import show_one
 
-    form = _format(output)
-    raise typer.Exit(show_one(_settings(data_dir), id_, full=full, form=form))
+    form = format_of(output)
+    raise typer.Exit(show_one(settings_with(data_dir=data_dir), id_, full=full, form=form))
 
 
 @dlq_app.command()
@@ -101,7 +99,7 @@ def replay(
     """
     from shoal.cluster.dead_letter_replay import replay as replay_letters
 
-    settings, form = _settings(data_dir), _format(output)
+    settings, form = settings_with(data_dir=data_dir), format_of(output)
     wanted = _selection(
         settings, ids=ids, reasons=reason, since=since, until=until, topics=topic, dataset=dataset, handled=handled
     )
@@ -129,7 +127,7 @@ def purge(
     """Mark as handled what needs nothing more. Deletes nothing: the topic's retention does, in its time."""
     from shoal.cluster.dead_letters import purge as purge_letters
 
-    settings, form = _settings(data_dir), _format(output)
+    settings, form = settings_with(data_dir=data_dir), format_of(output)
     wanted = _selection(
         settings, ids=ids, reasons=reason, since=since, until=until, topics=topic, dataset=dataset, handled=handled
     )
@@ -155,19 +153,3 @@ def _selection(settings: Settings, **options: Any) -> Selection:
     from shoal.cluster.dead_letters import selection
 
     return selection(settings, datetime.now(UTC), **{name: value for name, value in options.items() if value})
-
-
-def _settings(data_dir: Path | None) -> Settings:
-    from shoal.settings import load
-
-    return load(**({} if data_dir is None else {"data_dir": data_dir}))
-
-
-def _format(output: str) -> Format:
-    from shoal.cluster.output import Format
-    from shoal.errors import ConfigurationError
-
-    try:
-        return Format(output)
-    except ValueError:
-        raise ConfigurationError(f"-o {output}: choose table or json") from None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Local state (SHOAL_DATA_DIR).")]
+from shoal.cluster.cli_options import DataDir, Output, format_of, settings_with
 
 
 def drain(
     timeout: Annotated[float, typer.Option(min=0, help="Seconds that what is in flight may take to end.")] = 60,
-    output: Annotated[str, typer.Option("-o", "--output", help="table or json.", metavar="table|json")] = "table",
+    output: Output = "table",
     data_dir: DataDir = None,
 ) -> None:
     """Let the running service finish what is in flight, commit, leave the consumer group and take nothing new.
@@ -23,15 +22,11 @@ def drain(
     """
     from shoal.cluster.draining import request_drain
     from shoal.cluster.output import Exit, Format, emit_json, say
-    from shoal.errors import ConfigurationError
-    from shoal.settings import load
 
-    if output not in set(Format):
-        raise ConfigurationError(f"-o {output}: choose table or json")
-    settings = load(**({"data_dir": data_dir} if data_dir else {}))
-    answer = request_drain(settings, timeout)
+    form = format_of(output)
+    answer = request_drain(settings_with(data_dir=data_dir), timeout)
     left = sum(answer["left"].values())
-    if output == Format.json:
+    if form is Format.json:
         emit_json(answer)
     elif answer["state"] != "drained":
         say(f"not drained within {timeout:g} s: {left} messages are still in flight")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from shoal.cluster.cli_options import DataDir, Output, format_of, settings_with
 from shoal.errors import ConfigurationError
 
-Output = Annotated[str, typer.Option("-o", "--output", help="table or json.", metavar="table|json")]
-DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Local state (SHOAL_DATA_DIR).")]
 Rate = Annotated[float, typer.Option(min=0, help="Messages a second at most; 0: no bound.")]
 InFlight = Annotated[int, typer.Option(min=1, max=100_000, help="Messages without an outcome at most.")]
 Timeout = Annotated[float, typer.Option(min=1, help="Give up after this many seconds without any outcome.")]
@@ -36,7 +34,7 @@ def verify(
     """
     from shoal.cluster.verifying import verify as run
 
-    settings, form = _settings(data_dir), _format(output)
+    settings, form = settings_with(data_dir=data_dir), format_of(output)
     moment = _moment("--from-time", from_time)
     from_time_ms = int(moment.timestamp() * 1000) if moment else None
     raise typer.Exit(run(settings, settle_s=settle, from_time_ms=from_time_ms, shown_max=show, form=form))
@@ -68,14 +66,14 @@ def replay(
     from shoal.cluster.replaying import Choice
     from shoal.cluster.replaying import replay as run
 
-    form = _format(output)
+    form = format_of(output)
     choice = Choice(
         places=tuple(from_offset or ()), from_time=_moment("--from-time", from_time), until=_moment("--until", until),
         dataset=dataset, topics=tuple(topic or ()), said=(from_time, until),
     )  # fmt: skip
     code = run(
-        _settings(data_dir), choice, dry_run=dry_run, wait=wait, rate=rate, in_flight_max=in_flight, timeout_s=timeout,
-        restart=restart, form=form,
+        settings_with(data_dir=data_dir), choice, dry_run=dry_run, wait=wait, rate=rate, in_flight_max=in_flight,
+        timeout_s=timeout, restart=restart, form=form,
     )  # fmt: skip
     raise typer.Exit(code)
 
@@ -106,8 +104,8 @@ def backfill(
 
     about = About(dataset, source, data_type, environment, urn)
     code = run(
-        _settings(data_dir), place, about, rate=rate, in_flight_max=in_flight, timeout_s=timeout, restart=restart,
-        form=_format(output),
+        settings_with(data_dir=data_dir), place, about, rate=rate, in_flight_max=in_flight, timeout_s=timeout,
+        restart=restart, form=format_of(output),
     )  # fmt: skip
     raise typer.Exit(code)
 
@@ -121,18 +119,3 @@ def _moment(option: str, text: str) -> datetime | None:
         return moment(text, datetime.now(UTC))
     except ConfigurationError as error:
         raise ConfigurationError(f"{option}: {error}") from None
-
-
-def _settings(data_dir: Path | None) -> Any:
-    from shoal.settings import load
-
-    return load(**({} if data_dir is None else {"data_dir": data_dir}))
-
-
-def _format(output: str) -> Any:
-    from shoal.cluster.output import Format
-
-    try:
-        return Format(output)
-    except ValueError:
-        raise ConfigurationError(f"-o {output}: choose table or json") from None

@@ -21,7 +21,7 @@ from datetime import datetime
 from typing import Any
 
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, say
-from shoal.cluster.sending import PacedSender, SilenceError, StateFile, Window, interruptible
+from shoal.cluster.sending import PacedSender, StateFile, Window, interruptible
 from shoal.errors import BadDocument, ConfigurationError
 from shoal.records import Announcement, Deletion, Outcome, Work
 from shoal.settings import Settings
@@ -191,22 +191,7 @@ def replay(
                 settings, window, listen=wait, rate=rate, in_flight_max=in_flight_max, timeout_s=timeout_s, save=save,
                 asked_to_stop=asked, progress=progress,
             )  # fmt: skip
-            end = Exit.OK
-            with sender:
-                try:
-                    finished = _send(sender, reader, left, chooser) and sender.finish()
-                    end = Exit.OK if finished else Exit.INTERRUPTED
-                except SilenceError as error:
-                    say(str(error))
-                    end = Exit.TIMEOUT
-                except BaseException:
-                    sender.leave()
-                    say(f"interrupted: the same command goes on behind what is settled ({file.path})")
-                    raise
-                if end is not Exit.OK:
-                    sender.leave()
-    if end is Exit.OK:
-        file.forget()
+            end = sender.run(lambda: _send(sender, reader, left, chooser), file)
     show_tally("replayed", window, time.monotonic() - began, waited=wait, finished=end is Exit.OK, form=form)
     if end is not Exit.OK:
         say(f"not finished: the same command goes on behind what is settled ({file.path})")

@@ -25,6 +25,7 @@ from typing import Any
 
 import orjson
 
+from shoal.cluster.output import Exit, say
 from shoal.errors import ConfigurationError, TransientError
 from shoal.records import Outcome
 from shoal.settings import Settings
@@ -300,6 +301,26 @@ class PacedSender:
             self._refuse_silence()
         self.window.settle()
         return not self.window.unanswered
+
+    def run(self, send: Callable[[], bool], file: StateFile) -> Exit:
+        """Do `send`, which is False where it was asked to stop, and wait for every outcome. Whatever ends it early,
+        what is settled is saved and the user is told how to go on; after a good end `file` is forgotten."""
+        end = Exit.OK
+        with self:
+            try:
+                end = Exit.OK if send() and self.finish() else Exit.INTERRUPTED
+            except SilenceError as error:
+                say(str(error))
+                end = Exit.TIMEOUT
+            except BaseException:
+                self.leave()
+                say(f"interrupted: the same command goes on behind what is settled ({file.path})")
+                raise
+            if end is not Exit.OK:
+                self.leave()
+        if end is Exit.OK:
+            file.forget()
+        return end
 
     def leave(self) -> None:
         """Before an early end, whatever its reason: flush what was sent, and save what is settled."""
