@@ -6,6 +6,9 @@ The readers are those of production, their stages scripted: which offset was han
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import threading
 import uuid
 from collections import Counter
@@ -19,7 +22,7 @@ import shoal.actors.reader as module
 from shoal.actors.reader import Reader
 from shoal.records import Ack, Deletion, Failure, Outcome
 from shoal.settings import Settings, load
-from shoal.sources.kafka import Connection, ensure_topics, open_producer
+from shoal.sources.kafka import Connection, consumer_config, ensure_topics, open_producer
 from shoal.sources.messages import RawMessage
 from tests.fixtures.kafka_server import KafkaServer
 
@@ -153,6 +156,43 @@ async def test_a_reader_that_is_killed_and_begins_again_has_its_partitions_back_
     assert group.owned("a") == moved
     assert group.owned("b") == kept
     assert {partition for partition, _ in other.handled} == kept, "the other one never had to step in"
+
+
+GIVES_UP_AND_NEVER_SAYS_SO = """
+import json, sys, time
+from confluent_kafka import Consumer
+consumer = Consumer(json.loads(sys.argv[1]))
+def given_up(*_):
+    print("gives up", flush=True)
+    time.sleep(600)
+consumer.subscribe(sys.argv[2:], on_assign=lambda *_: print("has some", flush=True), on_revoke=given_up)
+while True:
+    consumer.poll(0.1)
+"""
+
+
+async def test_partitions_given_up_by_a_reader_killed_in_a_hand_over_are_read_again_once_one_joins_anew(
+    group: Group,
+) -> None:
+    if group.settings.kafka_group_protocol == "consumer":
+        pytest.skip("such groups have no static members here, and the broker itself hands over")
+    config = consumer_config(group.settings, group.connection.brokers, "a")
+    config = {name: value for name, value in config.items() if name != "logger"}
+    command = [sys.executable, "-c", GIVES_UP_AND_NEVER_SAYS_SO, json.dumps(config), group.topic]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert await asyncio.to_thread(first.stdout.readline) == "has some\n"
+        await group.join("b")
+        assert await asyncio.to_thread(first.stdout.readline) == "gives up\n"
+        first.kill()
+    await group.join("a")
+    await group.until(lambda: group.owned("a"), "it has what it had not given up")
+    given_up = set(range(PARTITIONS)) - group.owned("a") - group.owned("b")
+    assert given_up, "nobody has them: the broker saw a member that has only begun again"
+    group.send(3)
+    await group.readers["b"].rejoin()
+    await group.all_handled(3)
+    assert given_up <= group.owned("a") | group.owned("b")
 
 
 async def test_partitions_that_stay_are_neither_lost_nor_handled_twice_when_a_reader_joins_and_leaves(

@@ -39,6 +39,7 @@ class FakeActor:
     started: int = 0
     ended: int = 0
     drained: list[float] = field(default_factory=list)
+    rejoined: int = 0
 
     @property
     def statistics(self) -> Method:
@@ -51,6 +52,14 @@ class FakeActor:
     @property
     def drain(self) -> Method:
         return Method(self._drain)
+
+    @property
+    def rejoin(self) -> Method:
+        return Method(self._rejoin)
+
+    async def _rejoin(self) -> None:
+        self.rejoined += 1
+        await self._answer()
 
     async def _answer(self) -> None:
         if self.is_silent:
@@ -219,6 +228,18 @@ async def test_readers_of_a_broker_that_has_ended_are_replaced() -> None:
     assert first.ended == 1
     assert on.cluster.lives[1].place == second_life
     assert on.shown["reason"] == "it read from a broker that has ended"
+    await on.crew.dismiss()
+
+
+async def test_a_reader_is_asked_to_join_anew_only_while_it_runs() -> None:
+    on = stage()
+    assert on.crew.readers == ["reader-0"]
+    on.crew.rejoin("reader-0")  # nobody is there yet
+    reader = await up(on)
+    on.crew.rejoin("reader-0")
+    on.crew.rejoin("reader-1")
+    await on.turn()
+    assert reader.rejoined == 1
     await on.crew.dismiss()
 
 
