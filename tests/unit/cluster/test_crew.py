@@ -292,7 +292,10 @@ async def test_an_actor_that_is_only_being_created_is_dismissed_too() -> None:
     assert len(on.cluster.lives) == 1, "nobody is created any more"
 
 
-async def test_a_reader_that_is_only_being_created_takes_nothing_after_a_drain() -> None:
+async def test_a_reader_that_is_only_being_created_takes_nothing_after_a_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crew_module, "ANSWER_S", 0.1)  # waited out, since nothing comes of the creation
     on = stage()
     on.cluster.gate = threading.Event()
     await on.turn()
