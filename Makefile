@@ -18,7 +18,7 @@ PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shel
 SYNCED := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit fmt bench chaos simulate
+.PHONY: help demo test check lint unit fmt bench chaos simulate twice
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(SYNCED) ## Measure the whole pipeline against its budgets (ARGS=--help 
 
 chaos: $(SYNCED) ## Kill it KILLS times (SEED=n) while it works; nothing may be lost or doubled (ARGS=--help)
 	@.venv/bin/python -m tests.chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
+
+twice: $(SYNCED) ## Index all of the shared real data over and over, shuffled: the tables are those of once
+	@SHOAL_TEST_SHARE=1 .venv/bin/pytest tests/integration/test_real_data_twice.py $(ARGS)
 
 fmt: $(SYNCED) ## Format the code and mend what the linter can
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .
