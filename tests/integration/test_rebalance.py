@@ -28,6 +28,7 @@ from tests.fixtures.kafka_server import KafkaServer
 
 PARTITIONS = 6
 HANG_S = 60.0
+SESSION_MS = 6_000  # shorter than the real one, which is waited out here
 
 
 class Stages:
@@ -120,8 +121,9 @@ async def group(
         kafka_group_id=f"group-{topic}",
         kafka_group_protocol=request.param,
         command_topic=f"commands-{topic}",
-        # As short as it may be: a thread that is stuck for so long has lost its partitions.
-        kafka_properties={"max.poll.interval.ms": "10000"},
+        # A member hears of a rebalance with its next heartbeat, and a cooperative one takes two of them; a static
+        # member that leaves keeps its partitions until its session is over.
+        kafka_properties={"heartbeat.interval.ms": "300", "session.timeout.ms": str(SESSION_MS)},
     )
     ensure_topics(settings, Connection(kafka_server.bootstrap, "c"))
     made = Group(settings, kafka_server.bootstrap, monkeypatch)
@@ -248,6 +250,9 @@ async def test_a_reader_whose_thread_is_stuck_loses_its_partitions_and_moves_not
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr(module.os, "_exit", ended.append)  # a client that was fenced ends its process
+    # A thread that is stuck for so long has lost its partitions.
+    properties = group.settings.kafka_properties | {"max.poll.interval.ms": str(SESSION_MS)}
+    group.settings = group.settings.model_copy(update={"kafka_properties": properties})
     stages = await group.join("a")
     group.send(5)
     await group.all_handled(5)
@@ -255,9 +260,10 @@ async def test_a_reader_whose_thread_is_stuck_loses_its_partitions_and_moves_not
     stages.held = set(range(PARTITIONS))
     group.send(5)
     await group.until(lambda: group.readers["a"]._credits.items == 5 * PARTITIONS, "all are in flight")
-    stuck = threading.Event()
+    arrived, stuck = threading.Event(), threading.Event()
     collect = group.readers["a"]._collect
-    monkeypatch.setattr(group.readers["a"], "_collect", lambda: (stuck.wait(120), collect()))
+    monkeypatch.setattr(group.readers["a"], "_collect", lambda: (arrived.set(), stuck.wait(120), collect()))
+    await group.until(arrived.is_set, "its thread is stuck, and not in a callback of the client")
     await group.join("b")
     everything = {(partition, offset) for partition in range(PARTITIONS) for offset in range(5, 10)}
     try:
