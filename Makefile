@@ -27,7 +27,7 @@ demo: $(SYNCED) ## Watch sample scrapes become searchable (ARGS=--exit: end afte
 	@.venv/bin/shoal demo $(ARGS)
 
 test: lint ## All checks and all tests: unit, contract, integration (ARGS=... goes to pytest)
-	@.venv/bin/pytest $(ARGS)
+	@$(if $(ARGS),.venv/bin/pytest $(ARGS),.venv/bin/python -m tests.lanes)
 
 check: lint unit ## Format, lint, types, import rules and unit tests: the quick round
 
