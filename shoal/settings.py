@@ -169,6 +169,13 @@ class Settings(BaseSettings):
     index_rows_min: int = Field(
         20_000, ge=256, description="Below this many chunks a search is exact, without an index."
     )
+    index_kind: Literal["ivf_pq", "ivf_rq", "ivf_hnsw_sq", "flat"] = Field(
+        "ivf_pq", description="Vector index: smallest; quicker to build; best recall, most memory; none."
+    )
+    index_interval_s: float = Field(
+        600.0, ge=0, description="Least rest between two builds of an index; four times its length where that is more."
+    )
+    index_cores_share: float = Field(0.5, gt=0, le=1, description="Share of the cores that a build may use.")
 
     # --- serving ------------------------------------------------------------------------------
     http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")

@@ -173,7 +173,7 @@ _JOBS: tuple[tuple[str, pa.DataType], ...] = (
     ("command_id", pa.string()),
     ("kind", pa.string()),
     ("collection", pa.string()),
-    ("status", pa.string()),  # done | failed
+    ("status", pa.string()),  # accepted | done | failed
     ("error", pa.string()),
     ("result", pa.string()),  # JSON
     ("actor", pa.string()),

@@ -1,9 +1,10 @@
 """One fenced Lance table: open or create it, look rows up, commit rows and the fence in one transaction.
 
-The seam to lance for writing: only here and in maintenance.py are its calls made and its errors turned into
-ours. A commit is staged on the version that is held (its fence was read and its epoch checked) and is refused
-where anything else touched the table's rows since (facts A): `CommitRefused`. Any other failure leaves it
-unknown whether the commit landed. Either way the table is no longer to be trusted until it is opened again.
+The seam to lance for writing: its calls are made, and its errors turned into ours, only here, in upkeep (of which
+maintenance.py is the root) and in the child that builds. A commit is staged on the version that is held (its fence
+was read and its epoch checked) and is refused where anything else touched the table's rows since (facts A):
+`CommitRefused`. Any other failure leaves it unknown whether the commit landed. Either way the table is no longer to
+be trusted until it is opened again.
 """
 
 from __future__ import annotations

@@ -204,6 +204,8 @@ class TableWriter:
             self._sound = True
             self._commits += 1
             self._maintenance.committed(len(planned.documents.chunks))
+            if planned.commands.jobs:
+                self._maintenance.asked()
             self._publish()
             return [replace(ack, commit_sequence=sequence) for ack in planned.acks]
         raise TransientError(f"{ATTEMPTS_MAX} commits in a row were refused by others' changes: try again")
@@ -224,6 +226,11 @@ class TableWriter:
         if done is not None:
             self._publish()
         return done
+
+    @property
+    def is_building(self) -> bool:
+        """Whether an index is built beside this writer: `maintain` is worth a call each second."""
+        return self._maintenance.is_building
 
     def statistics(self) -> TablesStatistics:
         """As of the last commit or upkeep; costs nothing."""
