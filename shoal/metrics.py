@@ -103,3 +103,19 @@ class WriterStatistics:
     stalled_s: float = 0.0
     ended: str | None = None
     last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RecallStatistics:
+    """How much of the exact answer searches by vector find, as last measured (docs/recall.md). `nprobes` None: every
+    partition; `refine` None: there is no index, every search is exact. `alarm`: why it is too low, None where not."""
+
+    at: str
+    recall: float
+    target: float
+    k: int
+    nprobes: int | None
+    refine: int | None
+    queries_real: int
+    queries_made: int
+    alarm: str | None

@@ -177,6 +177,22 @@ class Settings(BaseSettings):
     )
     index_cores_share: float = Field(0.5, gt=0, le=1, description="Share of the cores that a build may use.")
 
+    # --- recall and caches --------------------------------------------------------------------
+    recall_target: float = Field(
+        0.95, ge=0.5, le=1.0, description="Share of the exact 10 nearest chunks that searches must find; less alarms."
+    )
+    recall_interval_s: float = Field(900.0, ge=60.0, description="How often recall is measured, at most.")
+    recall_queries: int = Field(
+        64, ge=0, le=256,
+        description="Recent search vectors (no text) that each replica keeps to measure recall with; 0: none.",
+    )  # fmt: skip
+    index_cache_bytes: int = Field(
+        512 * MIB, ge=16 * MIB, description="Memory for index parts in each process that searches."
+    )
+    metadata_cache_bytes: int = Field(
+        128 * MIB, ge=16 * MIB, description="Memory for manifests and statistics in each process that searches."
+    )
+
     # --- serving ------------------------------------------------------------------------------
     http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")
     http_port: int = Field(8000, ge=1, le=65535, description="Port of REST and MCP.")

@@ -197,6 +197,9 @@ from shoal.cluster.cli_drain import drain  # noqa: E402 - light: a command of it
 app.command()(drain)
 
 from shoal.cluster import cli_log  # noqa: E402 - light: commands of their own
+from shoal.cluster.cli_recall import recall  # noqa: E402 - light: a command of its own
+
+app.command()(recall)
 
 for _command in (cli_log.verify, cli_log.replay, cli_log.backfill):
     app.command()(_command)

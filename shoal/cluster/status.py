@@ -18,7 +18,7 @@ from typing import Any
 
 from shoal.cluster.tallies import DEAD_LETTER, OUTCOME, Report, Tallies, rates, tally
 from shoal.cluster.verdict import health_of, reasons_for
-from shoal.metrics import FetcherStatistics, PartitionStatistics, ReaderStatistics
+from shoal.metrics import FetcherStatistics, PartitionStatistics, ReaderStatistics, RecallStatistics
 
 Json = dict[str, Any]
 
@@ -58,6 +58,7 @@ def build_status(
     refusals: Mapping[str, str],
     actors: Mapping[str, Mapping[str, Any]],
     previous: Mapping[str, Any] | None,
+    recall: RecallStatistics | None = None,
 ) -> Json:
     """The status at `now` (UTC, aware), JSON-shaped.
 
@@ -66,7 +67,7 @@ def build_status(
     the writer's report: the supervisor need not). `actors`: the watcher's view, {name: {state, pid, restarts,
     last_restart_at, reason, backoff_s}}; {} where there is none. `previous`: what the last call returned; at the
     supervisor's start what `read_state(settings, "status.json")` gives (where that is None or odd it counts from
-    zero; partitions of another cluster are forgotten).
+    zero; partitions of another cluster are forgotten). `recall`: as last measured, None where there is no index.
     """
     before = _remembered(previous, facts.cluster, now)
     at = now.isoformat()
@@ -100,6 +101,7 @@ def build_status(
         "embedder": _plain(reports.get(EMBEDDER)),
         "fetchers": [_plain(report) for report in reports.values() if isinstance(report, FetcherStatistics)],
         "readers": [_plain(report) for report in readers],
+        "recall": None if recall is None else dataclasses.asdict(recall),
         "memory": {"tallies": tallies.to_json(), "heard_at": heard_at, "paused_at": paused_at},
     }
     status["reasons"] = reasons_for(status, running_s=(now - started_at).total_seconds())

@@ -24,9 +24,11 @@ from shoal.actors.logs import configure_logging
 from shoal.cluster.crew import Crew
 from shoal.cluster.draining import Drain, wanted
 from shoal.cluster.ownership import Ownership
-from shoal.cluster.status import Facts, build_status
+from shoal.cluster.recall_watch import RecallWatch
+from shoal.cluster.status import WRITER, Facts, build_status
 from shoal.cluster.topology import posts
 from shoal.errors import TransientError
+from shoal.metrics import RecallStatistics, WriterStatistics
 from shoal.settings import Settings
 from shoal.sources.kafka import Connection, connection
 from shoal.store.state_files import read_state, write_state
@@ -57,6 +59,8 @@ class Supervisor:
         self._problems: dict[str, str] = {}  # of the supervisor itself
         self._previous: Any = None
         self._is_ending = False
+        self._recall_watch = RecallWatch(settings)
+        self._recall: RecallStatistics | None = None
 
     async def reconfigure(self, _: dict[str, Any]) -> None:
         if self._task is None:
@@ -82,6 +86,7 @@ class Supervisor:
     async def __del__(self) -> None:
         """Serve awaits this where it ends the replica in order."""
         self._is_ending = True
+        await asyncio.to_thread(self._recall_watch.end)
         await self.drain(self._settings.drain_s)  # writer and embedder are watched meanwhile: work needs them
         if self._task is not None:
             self._task.cancel()
@@ -107,6 +112,7 @@ class Supervisor:
     async def _tell(self) -> None:
         await self._guarded("status", self._report)
         await self._guarded("drain request", self._look_for_drain)
+        await self._guarded("recall", self._look_at_recall)
 
     async def _guarded(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
         """One step of a turn; the loop must outlive whatever it meets, and say so."""
@@ -146,6 +152,7 @@ class Supervisor:
             refusals=self._crew.refusals,
             actors=self._crew.shown(),
             previous=self._previous,
+            recall=self._recall,
         )
         status |= {"life": self._life, "session": self._session, "drain": self._drain.shown() if self._drain else None}
         self._previous = status
@@ -156,6 +163,11 @@ class Supervisor:
             await asyncio.to_thread(write_state, settings, "status.json", status)
         except (TransientError, OSError) as error:
             log.warning("status.json could not be written: %s", error)
+
+    async def _look_at_recall(self) -> None:
+        writer = self._crew.reports().get(WRITER)
+        chunks = writer.chunks if isinstance(writer, WriterStatistics) else None
+        self._recall = await asyncio.to_thread(self._recall_watch.turn, chunks)
 
     async def _look_for_drain(self) -> None:
         if self._draining is not None:

@@ -40,6 +40,7 @@ def reasons_for(status: Status, running_s: float) -> list[Json]:
         *_dependency_reasons(status),
         *_partition_reasons(status, running_s),
         *_flow_reasons(status),
+        *_recall_reasons(status),
     ]
     return sorted(found, key=lambda reason: reason["severity"] != "down")
 
@@ -172,4 +173,13 @@ def _flow_reasons(status: Status) -> Iterator[Json]:
         yield _reason(
             "degraded", "documents", f"{dead:g} of {ended:g} messages per minute become dead letters",
             "`shoal dlq list` says why; once that is mended, `shoal dlq replay` sends them again.",
+        )  # fmt: skip
+
+
+def _recall_reasons(status: Status) -> Iterator[Json]:
+    recall: Mapping[str, Any] | None = status["recall"]
+    if recall is not None and recall["alarm"]:
+        yield _reason(
+            "degraded", "recall", f"searches by vector miss too much, or read too much: {recall['alarm']}",
+            "The index no longer fits the vectors: `shoal index rebuild` trains it anew; `shoal recall` measures it.",
         )  # fmt: skip

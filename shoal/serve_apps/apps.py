@@ -55,7 +55,7 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
     from shoal.store.writing import storage_options
 
     return SearchService(
-        IndexProvider(partial(SearchIndex.open, settings.tables_uri, storage_options(settings))),
+        IndexProvider(partial(SearchIndex.open, settings.tables_uri, storage_options(settings), settings=settings)),
         QueryVectors(embed_through(embedder)),
         Commands(partial(open_producer, settings), settings.command_topic),
         partial(read_state, settings, "status.json"),

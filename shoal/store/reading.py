@@ -25,6 +25,7 @@ from lancedb.query import BooleanQuery, ColumnOrdering, MatchQuery, Occur, Phras
 
 from shoal.errors import PermanentError, TransientError
 from shoal.records import Vector
+from shoal.settings import Settings
 from shoal.store.fence import Fence
 from shoal.store.keywords import Keywords
 from shoal.store.schemas import (
@@ -38,9 +39,8 @@ from shoal.store.schemas import (
     metadata_table,
     vectors_table,
 )
+from shoal.store.tuning import Tunings, with_setting
 
-INDEX_CACHE_BYTES = 512 * 1024 * 1024  # an IVF_RQ of 2M chunks; beyond it partitions are read per query
-METADATA_CACHE_BYTES = 128 * 1024 * 1024  # manifests and column statistics; RSS grew without a bound (lance #6219)
 BYPASS_ROWS = 2_000  # below this many filtered rows an exact scan beats the index, which may return too few
 _SETTLE_S = 0.25  # how long a refresh waits for the second commit of a batch: several local ones, one on S3
 _SETTLE_POLL_S = 0.01
@@ -101,18 +101,23 @@ class Tables:
         self._viewed_at = 0.0
         self._generation = 0
         self._torn_at = -1  # the chunk table's sequence whose other half was waited for in vain
-        self._index_rows = 0
-        self._index_looked_at = float("-inf")
+        self._index_rows: dict[TableKind, tuple[float, int]] = {}  # when looked at, rows in the vector index
+        self.tunings = Tunings(lambda: None)
         self.facts: CollectionFacts
 
     @classmethod
     async def open(
-        cls, uri: str, storage_options: Mapping[str, str], collection: str, refresh_interval_s: float
+        cls,
+        uri: str,
+        storage_options: Mapping[str, str],
+        collection: str,
+        refresh_interval_s: float,
+        *,
+        settings: Settings | None = None,
     ) -> Tables:
-        """Opens the metadata and chunk tables. Raises TransientError while they don't exist."""
-        session = lancedb.Session(
-            index_cache_size_bytes=INDEX_CACHE_BYTES, metadata_cache_size_bytes=METADATA_CACHE_BYTES
-        )
+        """Opens the metadata and chunk tables. `settings`: for the bounds of the caches. Raises TransientError while
+        the tables don't exist."""
+        session = session_of(settings or Settings.model_construct())
         options = dict(storage_options) or None
         connection = await _guarded(
             lambda where: lancedb.connect_async(where, storage_options=options, session=session), uri
@@ -125,6 +130,7 @@ class Tables:
         return tables
 
     async def close(self) -> None:
+        self.tunings.close()
         for handle in self._handles.values():
             handle.close()
         self._handles.clear()
@@ -256,8 +262,11 @@ class Tables:
         `where` may be '': all. `narrow`: it may leave few rows, so count them first and search those exactly."""
 
         async def read(table: Any) -> list[Row]:
-            query = await self._nearest(table, kind, vector, where, limit, narrow=narrow)
+            query, is_partial = await self._nearest(table, kind, vector, where, limit, narrow=narrow)
             rows = _plain(await query.select([*columns, "_distance"]).to_arrow())
+            if is_partial and len(rows) < limit:  # few rows in these partitions say nothing of the others
+                query, _ = await self._nearest(table, kind, vector, where, limit, narrow=narrow, everywhere=True)
+                rows = _plain(await query.select([*columns, "_distance"]).to_arrow())
             return [row for row in rows if row["_distance"] is not None and row["_distance"] == row["_distance"]]
 
         return await self._read(kind, read)
@@ -266,33 +275,44 @@ class Tables:
         """How `nearest` would be run, in Lance's words."""
 
         async def read(table: Any) -> str:
-            query = await self._nearest(table, kind, vector, where, limit, narrow=narrow)
+            query, _ = await self._nearest(table, kind, vector, where, limit, narrow=narrow)
             return str(await query.explain_plan())
 
         return await self._read(kind, read)
 
     async def _nearest(
-        self, table: Any, kind: TableKind, vector: Vector, where: str, limit: int, *, narrow: bool
-    ) -> Any:
+        self,
+        table: Any,
+        kind: TableKind,
+        vector: Vector,
+        where: str,
+        limit: int,
+        *,
+        narrow: bool,
+        everywhere: bool = False,
+    ) -> tuple[Any, bool]:
+        """The query, and whether it looks into some partitions of the index only."""
         # The metric is stated each time: without it an unindexed search would use l2.
         query = table.query().nearest_to(vector).column(VECTOR_COLUMNS[kind]).distance_type("cosine")
         query = (query.where(where) if where else query).limit(limit)
-        indexed = await self._indexed_rows(table) if kind == "vectors" else 0
+        indexed = await self._indexed_rows(table, kind)
         if not indexed:
-            return query
+            return query, False
         if narrow and where and await table.count_rows(where) <= BYPASS_ROWS:
-            return query.bypass_vector_index()
-        # Facts 2.5: partitions are about sqrt(rows), 5 % of them are probed, and as many more as it takes to
-        # fill `limit`. Distances of quantised codes are estimates: refined, they are exact.
-        probes = min(100, max(20, round(0.05 * indexed**0.5)))
-        return query.minimum_nprobes(probes).maximum_nprobes(0).refine_factor(max(2, min(10, 500 // limit)))
+            return query.bypass_vector_index(), False
+        # Distances of quantised codes are estimates: refined, they are exact. What was measured was measured on the
+        # chunks and without a filter.
+        filtered = everywhere or bool(where) or kind != "vectors"
+        nprobes, refine = self.tunings.for_search(indexed, limit, filtered=filtered)
+        return with_setting(query, nprobes, refine), nprobes is not None
 
-    async def _indexed_rows(self, table: Any) -> int:
-        if time.monotonic() - self._index_looked_at > _INDEX_LOOK_S:
-            self._index_looked_at = time.monotonic()
-            mine = [index for index in await table.list_indices() if VECTOR_COLUMNS["vectors"] in index.columns]
-            self._index_rows = sum(index.num_indexed_rows or 0 for index in mine)
-        return self._index_rows
+    async def _indexed_rows(self, table: Any, kind: TableKind) -> int:
+        looked_at, rows = self._index_rows.get(kind, (float("-inf"), 0))
+        if time.monotonic() - looked_at > _INDEX_LOOK_S:
+            mine = [index for index in await table.list_indices() if VECTOR_COLUMNS[kind] in index.columns]
+            rows = sum(index.num_indexed_rows or 0 for index in mine)
+            self._index_rows[kind] = (time.monotonic(), rows)
+        return rows
 
     async def matching(
         self, kind: TableKind, text: Keywords, column: str, where: str, columns: Sequence[str], limit: int
@@ -312,6 +332,14 @@ def _text_query(text: Keywords, column: str) -> Any:
     phrases = [(Occur.MUST, _PHRASE(phrase, column)) for phrase in text.phrases]
     clauses = [*phrases, *words]
     return clauses[0][1] if len(clauses) == 1 else BooleanQuery(clauses)
+
+
+def session_of(settings: Settings) -> Any:
+    """Lance's caches for one process, bounded: without, its memory grew for ever (lance #6219). Beyond the first bound
+    parts of indexes are read per query; 512 MiB hold those of two million chunks."""
+    return lancedb.Session(
+        index_cache_size_bytes=settings.index_cache_bytes, metadata_cache_size_bytes=settings.metadata_cache_bytes
+    )
 
 
 def _plain(table: pa.Table) -> list[Row]:
@@ -339,3 +367,6 @@ async def _guarded(read: Callable[[Any], Awaitable[T]], handle: Any) -> T:
         if type(error).__name__ == "PanicException":  # a bug in Rust comes from outside the Exception tree
             raise TransientError(f"Lance failed: {' '.join(str(error).split())[:300]}", 1.0) from error
         raise
+
+
+guarded, VanishedError = _guarded, _VanishedError  # for the store's other readers

@@ -14,21 +14,27 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 
 from shoal.records import SCRAPER_COLLECTION, Vector
+from shoal.settings import Settings
 from shoal.store import advice, scanning
 from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
 from shoal.store.cursors import OFFSET_MAX, CursorError, OffsetCursor, decode, encode, fingerprint
 from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
 from shoal.store.keywords import Keywords, parse_keywords
+from shoal.store.query_recorder import QueryRecorder
 from shoal.store.ranked import METADATA_ROW, Candidate, Ranking, rank, rows_among
 from shoal.store.reading import Freshness, Row, Tables, View
+from shoal.store.recall import FILE as RECALL_FILE
 from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest
 from shoal.store.schemas import CHUNK_COLUMNS, IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
+from shoal.store.state_files import read_state, write_state
+from shoal.store.tuning import Tunings
 
 __all__ = ["Freshness", "Hit", "SearchIndex", "SearchPage", "SearchRequest"]
 
@@ -50,6 +56,7 @@ class SearchIndex:
         self._tables = tables
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._feeds = FeedReader(tables)
+        self._recorder: QueryRecorder | None = None
 
     @classmethod
     async def open(
@@ -59,14 +66,23 @@ class SearchIndex:
         *,
         collection: str = SCRAPER_COLLECTION,
         refresh_interval_s: float | None = None,
+        settings: Settings | None = None,
     ) -> SearchIndex:
-        """Opens the tables under `uri`. Raises TransientError while they don't exist."""
+        """Opens the tables under `uri`. With `settings` it keeps a sample of its questions for whoever measures
+        recall, and follows what was measured. Raises TransientError while the tables don't exist."""
         if refresh_interval_s is None:
             refresh_interval_s = _REFRESH_REMOTE_S if "://" in uri else _REFRESH_S
-        tables = await Tables.open(uri, storage_options or {}, collection, refresh_interval_s)
-        return cls(tables)
+        tables = await Tables.open(uri, storage_options or {}, collection, refresh_interval_s, settings=settings)
+        index = cls(tables)
+        if settings is not None:
+            tables.tunings = Tunings(partial(read_state, settings, RECALL_FILE))
+            width, write = tables.facts.width, partial(write_state, settings)
+            index._recorder = QueryRecorder(settings.recall_queries, width, write)
+        return index
 
     async def close(self) -> None:
+        if self._recorder is not None:
+            self._recorder.close()
         await self._feeds.close()
         await self._tables.close()
 
@@ -87,6 +103,9 @@ class SearchIndex:
         started = time.monotonic()
         warnings: list[str] = []
         mode = self._checked(request, warnings)
+        if self._recorder is not None and mode in ("vector", "hybrid") and request.filters is None:
+            assert request.vector is not None
+            self._recorder.note(request.vector)
         async with self._gate:
             waited = time.monotonic()
             if request.wait_sequence is not None and not await self._wait(request.wait_sequence):

@@ -73,6 +73,34 @@ def read_state(settings: Settings, name: str) -> Any | None:
         return None
 
 
+def list_states(settings: Settings, prefix: str) -> list[str]:
+    """The names that begin with `prefix`, at most 1000. Raises TransientError."""
+    bucket, key = _s3_place(settings, prefix)
+    if bucket is None:
+        try:
+            names = os.listdir(Path(settings.tables_uri) / DIRECTORY)
+        except FileNotFoundError:
+            return []
+        return sorted(name for name in names if name.startswith(prefix))[:1000]
+    try:
+        found = _client(settings.s3_endpoint_url).list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", ())
+    except (BotoCoreError, ClientError) as error:
+        raise TransientError(f"state files {prefix}*: {error}") from None
+    return [str(entry["Key"]).rpartition("/")[2] for entry in found]
+
+
+def remove_state(settings: Settings, name: str) -> None:
+    """Remove `name`; nothing where it is gone already. Raises TransientError."""
+    bucket, key = _s3_place(settings, name)
+    if bucket is None:
+        (Path(settings.tables_uri) / DIRECTORY / name).unlink(missing_ok=True)
+        return
+    try:
+        _client(settings.s3_endpoint_url).delete_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError) as error:
+        raise TransientError(f"state file {name}: {error}") from None
+
+
 def _s3_place(settings: Settings, name: str) -> tuple[str | None, str]:
     uri = settings.tables_uri
     if not uri.startswith("s3://"):

@@ -22,6 +22,7 @@ from shoal.metrics import (
     FetcherStatistics,
     PartitionStatistics,
     ReaderStatistics,
+    RecallStatistics,
     WriterStatistics,
 )
 
@@ -80,11 +81,13 @@ class Desk:
         refusals: Mapping[str, str] | None = None,
         actors: Mapping[str, Mapping[str, Any]] | None = None,
         facts: Facts = FACTS,
+        recall: RecallStatistics | None = None,
     ) -> dict[str, Any]:
         self.now += timedelta(seconds=after_s)
         self.previous = build_status(
             now=self.now, started_at=self.started_at, facts=facts, reports=a_crew() if reports is None else reports,
             problems=problems or {}, refusals=refusals or {}, actors=actors or {}, previous=self.previous,
+            recall=recall,
         )  # fmt: skip
         return dict(self.previous)
 
@@ -150,6 +153,18 @@ def test_the_docs_explain_every_field_of_the_status(desk: Desk) -> None:
     status = desk.turn()
     named = {*status, *status["totals"]} - {"memory"}
     assert {name for name in named if name not in words and not name.startswith("oldest_item")} == set()
+
+
+def test_recall_is_shown_and_its_alarm_says_what_to_do(desk: Desk) -> None:
+    figures = RecallStatistics(T0.isoformat(), 0.97, 0.95, 10, 20, 2, 60, 4, None)
+    status = desk.turn(recall=figures)
+    assert (status["health"], status["recall"]["recall"], status["recall"]["nprobes"]) == ("ok", 0.97, 20)
+    low = desk.turn(recall=replace(figures, recall=0.8, alarm="recall@10 is 0.800 at best, below 0.95"))
+    assert low["health"] == "degraded"
+    (reason,) = low["reasons"]
+    assert "0.800 at best" in reason["why"]
+    assert "shoal index rebuild" in reason["do"]
+    assert desk.turn()["health"] == "ok"  # there is no index
 
 
 # --- tallies ----------------------------------------------------------------------------------
