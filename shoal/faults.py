@@ -24,6 +24,7 @@ POINTS = (
     "writer.compacting",
     "writer.indexing",
     "writer.cleaning",
+    "writer.snapshotting",
     "reader.before_commit",
     "reader.after_commit",
     "reader.before_dead_letter",

@@ -154,6 +154,18 @@ class Settings(BaseSettings):
     commit_linger_ms: int = Field(250, ge=0, description="Age that closes a commit.")
     compact_commits: int = Field(40, ge=2, description="Commits between two compactions.")
     cleanup_age_s: float = Field(3600.0, ge=600.0, description="Age of table versions that cleanup may remove.")
+    as_of_days: float = Field(
+        7.0, ge=0, le=3650, description="Days for which a search can ask for an older state of the index; 0: none."
+    )
+    as_of_interval_s: float = Field(
+        900.0, ge=1.0, description="Least time between two kept states; at most half of `cleanup_age_s` is used."
+    )
+    as_of_disk_factor: float = Field(
+        1.0, ge=0, le=100, description="Disk that older states may take, as a factor of the current data; oldest go."
+    )
+    as_of_bytes_min: int = Field(
+        512 * MIB, ge=0, description="Disk that older states may take in any case, however small the tables are."
+    )
     hang_s: float = Field(
         60.0, ge=5.0, description="An actor that answers nothing, or whose loop stands still, for so long is replaced."
     )

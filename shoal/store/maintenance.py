@@ -26,6 +26,7 @@ from shoal.faults import reach
 from shoal.settings import Settings
 from shoal.store.orphans import fileless_indexes, sweep, sweep_state
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
+from shoal.store.snapshots import Keeping, SnapshotKeeper
 from shoal.store.tables import FencedTable, lance_errors
 
 FRAGMENT_BYTES = 64 * 1024 * 1024
@@ -97,6 +98,8 @@ class Maintenance:
         self._commits = 0
         self._rows_since_fold = 0
         self._cleaned_at: datetime | None = None
+        self._snapshots = SnapshotKeeper(tables["metadata"], tables["vectors"], Keeping.of(settings))
+        self._snapshots_at: datetime | None = None
         self.unindexed_rows = 0
         self.last = "none yet"
 
@@ -144,6 +147,9 @@ class Maintenance:
             self._rows_since_fold = 0
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
+        if self._snapshots_at is None or now - self._snapshots_at >= self._snapshots.interval:
+            self._snapshots_at = now
+            self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
         if self._cleaned_at is None or now - self._cleaned_at >= self._cleanup_age / 2:
             self._cleaned_at = now  # at the start too: the writer before us may have been killed
             for kind in self._tables:
@@ -250,8 +256,15 @@ class Maintenance:
         self._count_unindexed()
         return f"folded new rows into the indexes of {kind}"
 
+    def _keep_snapshots(self, now: datetime, epoch: int) -> str | None:
+        """Tag the state as it is now where one is due, and drop what has outlived its time (snapshots.py)."""
+        for kind in ("metadata", "vectors"):
+            self._tables[kind].settle(epoch)
+        return self._snapshots.keep(now)
+
     def _clean(self, kind: TableKind, epoch: int) -> str | None:
-        """Remove versions older than the age, and their files. Never less: readers still hold them (facts 4).
+        """Remove versions older than the age, and their files, but for those that are kept as snapshots. Never a lower
+        age: readers still hold them (facts 4).
         Then what killed writers left that is as old, and the indexes that lack their files."""
         table = self._tables[kind]
 
