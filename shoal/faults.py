@@ -25,6 +25,7 @@ POINTS = (
     "writer.indexing",
     "writer.cleaning",
     "writer.snapshotting",
+    "writer.expiring",
     "reader.before_commit",
     "reader.after_commit",
     "reader.before_dead_letter",

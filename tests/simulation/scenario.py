@@ -71,6 +71,7 @@ NOT_HERE = (
     "writer.indexing",
     "writer.cleaning",
     "writer.snapshotting",
+    "writer.expiring",
 )  # upkeep is simulated: see tables.py
 
 SETTINGS = Settings(
