@@ -111,6 +111,7 @@ def search(
     file_hash: Annotated[str, typer.Option("--hash", help="sha256 of the file.")] = "",
     mode: Annotated[str, typer.Option(help="vector, keyword or hybrid.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 10,
+    as_of: Annotated[str, typer.Option("--as-of", help="The index as it was at a time (UTC), or at a commit.")] = "",
     output: Output = "table",
     url: Url = "",
 ) -> None:
@@ -121,6 +122,7 @@ def search(
     asked: dict[str, Any] = {
         "query": query, "data_source": source, "data_type": data_type, "dataset": dataset, "start_date": start,
         "end_date": end, "hash": file_hash, "mode": mode, "limit": limit,
+        "as_of": as_of,
     }  # fmt: skip
     show_results(_client(url).search(**{name: value for name, value in asked.items() if value}), form)
 

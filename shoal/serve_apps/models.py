@@ -119,6 +119,11 @@ class ScrapeSearch(Request):
         None, pattern=r"^\d{1,18}$", description="A commit sequence: wait until the index has seen it."
     )
     explain: bool = Field(False, description="Say how each result was ranked.")
+    as_of: Text | None = Field(
+        None,
+        max_length=40,
+        description="The index as it was: a commit sequence, or a time (a date: its beginning, UTC).",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -128,6 +133,7 @@ class ScrapeSearch(Request):
                     _time(value, is_end=is_end)
                 except ValueError as error:
                     raise InvalidParameter(name, str(error)) from None
+        _ = self.state_of
         start, end = self.collected_from, self.collected_until
         if start and end and start > end[0]:
             raise InvalidParameter("end_date", "is before start_date")
@@ -144,6 +150,21 @@ class ScrapeSearch(Request):
     def collected_until(self) -> tuple[datetime, bool] | None:
         """Upper bound of `collected_at`, and whether it is exclusive."""
         return _time(self.end_date, is_end=True) if self.end_date else None
+
+    @property
+    def state_of(self) -> datetime | int | None:
+        """The state of the index that is asked for: a commit sequence or a time."""
+        text = (self.as_of or "").strip()
+        if not text:
+            return None
+        if re.fullmatch(r"[0-9]+", text):
+            if len(text) > 18:
+                raise InvalidParameter("as_of", "no commit sequence is so large")
+            return int(text)
+        try:
+            return _time(text, is_end=False)[0]
+        except ValueError as error:
+            raise InvalidParameter("as_of", f"no commit sequence (412) and {error}") from None
 
 
 class FixPatternsQuery(Request):

@@ -116,6 +116,7 @@ class SearchService:
                 include_superseded=asked.include_superseded or (mode == "sql" and asked.hash is not None),
                 explain=asked.explain,
                 wait_sequence=int(asked.wait_token) if asked.wait_token else None,
+                as_of=asked.state_of,
             )
         )
         return {
@@ -126,6 +127,7 @@ class SearchService:
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "indexed_through": page.freshness.committed_at,
             "warnings": [*warnings, *page.warnings],
+            **({"as_of": page.as_of.shown()} if page.as_of else {}),
             **({"explain": page.explain, "timings_ms": page.timings_ms} if asked.explain else {}),
         }
 

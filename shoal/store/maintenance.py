@@ -34,6 +34,7 @@ from shoal.store.index_policy import Counts, folds_in_place
 from shoal.store.index_views import index_name, views
 from shoal.store.orphans import fileless_indexes, sweep, sweep_state
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
+from shoal.store.snapshots import Keeping, SnapshotKeeper
 from shoal.store.tables import CommitRefused, FencedTable, lance_errors
 from shoal.store.verification import rows_changed
 
@@ -88,6 +89,8 @@ class Maintenance:
         self._cleaned_at: datetime | None = None
         self._held_back: set[TableKind] = set()  # tables whose compaction waits for a build
         self._now = datetime.min
+        self._snapshots = SnapshotKeeper(tables["metadata"], tables["vectors"], Keeping.of(settings))
+        self._snapshots_at: datetime | None = None
         self.unindexed_rows = 0
         self.last = "none yet"
 
@@ -161,6 +164,9 @@ class Maintenance:
             self._rows_since_fold = 0
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
+        if self._snapshots_at is None or now - self._snapshots_at >= self._snapshots.interval:
+            self._snapshots_at = now
+            self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
         if building is None and (self._cleaned_at is None or now - self._cleaned_at >= self._cleanup_age / 2):
             self._cleaned_at = now  # at the start too: the writer before us may have been killed
             for kind in self._tables:
@@ -283,8 +289,15 @@ class Maintenance:
         except TransientError as error:
             log.warning("%s", error)
 
+    def _keep_snapshots(self, now: datetime, epoch: int) -> str | None:
+        """Tag the state as it is now where one is due, and drop what has outlived its time (snapshots.py)."""
+        for kind in ("metadata", "vectors"):
+            self._tables[kind].settle(epoch)
+        return self._snapshots.keep(now)
+
     def _clean(self, kind: TableKind, epoch: int) -> str | None:
-        """Remove versions older than the age, and their files. Never less: readers still hold them (facts 4).
+        """Remove versions older than the age, and their files, but for those that are kept as snapshots. Never a lower
+        age: readers still hold them (facts 4).
         Then what killed writers left that is as old, and the indexes that lack their files."""
         table = self._tables[kind]
 

@@ -88,6 +88,7 @@ class Tables:
     def __init__(self, connection: Any, uri: str, collection: str, refresh_interval_s: float) -> None:
         self._connection = connection
         self._uri = uri
+        self._collection = collection
         self._names: dict[TableKind, str] = {
             "metadata": metadata_table(collection),
             "vectors": vectors_table(collection),
@@ -358,7 +359,7 @@ async def _guarded(read: Callable[[Any], Awaitable[T]], handle: Any) -> T:
         return await read(handle)
     except (RuntimeError, ValueError, OSError) as error:
         text = " ".join(str(error).split())[:300]
-        if "not found" in text.lower():
+        if "not found" in text.lower() or "no longer exists" in text.lower():
             raise _VanishedError(f"a version of the tables vanished while it was read: {text}", 1.0) from error
         if any(words in text.lower() for words in _REFUSALS):
             raise PermanentError(f"Lance refused the query: {text}") from error

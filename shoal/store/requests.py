@@ -6,6 +6,7 @@ Plain frozen values. Rows are dicts of plain Python values by column name, times
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal
 
 from shoal.records import SCRAPER_COLLECTION, Vector
@@ -17,13 +18,26 @@ LIMIT_MAX = 1_000  # documents of one page
 
 
 @dataclass(frozen=True, slots=True)
+class AsOf:
+    """A state of the index: that after this commit."""
+
+    sequence: int
+    committed_at: datetime | None
+
+    def shown(self) -> dict[str, Any]:
+        """{"commit_sequence", "committed_at"}; the time is None before the first commit."""
+        return {"commit_sequence": self.sequence, "committed_at": self.committed_at}
+
+
+@dataclass(frozen=True, slots=True)
 class SearchRequest:
     """One page of one question.
 
     `sql` filters and orders by time; the others rank: `vector` by the nearest chunk to `vector`, `keyword` by
     the words of `query`, `hybrid` by both. `limit` counts documents. `include_superseded` also gives older
     versions (`sql` only: they have no chunks). `wait_sequence`: wait for this commit before reading, at most
-    5 s. A cursor belongs to the same question; `limit` may differ.
+    5 s. A cursor belongs to the same question; `limit` may differ. `as_of` (a commit sequence, or an aware time) asks
+    the index as it was; a cursor of such an answer remembers it.
     """
 
     mode: Mode
@@ -36,6 +50,7 @@ class SearchRequest:
     include_superseded: bool = False
     explain: bool = False
     wait_sequence: int | None = None
+    as_of: datetime | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +67,8 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchPage:
-    """`mode` is the one that was used: hybrid without a vector is keyword. `explain`: the plan, where asked."""
+    """`mode` is the one that was used: hybrid without a vector is keyword. `explain`: the plan, where asked. `as_of`:
+    the state that was searched, where an older one was asked for."""
 
     mode: Mode
     hits: tuple[Hit, ...]
@@ -61,3 +77,4 @@ class SearchPage:
     warnings: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
     explain: dict[str, Any] | None = None
+    as_of: AsOf | None = None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ from shoal.store.cursors import OFFSET_MAX, CursorError, OffsetCursor, decode, e
 from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
 from shoal.store.keywords import Keywords, parse_keywords
+from shoal.store.past import Past, is_past_cursor
 from shoal.store.query_recorder import QueryRecorder
 from shoal.store.ranked import METADATA_ROW, Candidate, Ranking, rank, rows_among
 from shoal.store.reading import Freshness, Row, Tables, View
@@ -57,6 +58,7 @@ class SearchIndex:
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._feeds = FeedReader(tables)
         self._recorder: QueryRecorder | None = None
+        self._past: Past[SearchIndex] = Past(tables, self._of_the_past)
 
     @classmethod
     async def open(
@@ -84,6 +86,7 @@ class SearchIndex:
         if self._recorder is not None:
             self._recorder.close()
         await self._feeds.close()
+        await self._past.close()
         await self._tables.close()
 
     @property
@@ -100,6 +103,8 @@ class SearchIndex:
 
     async def search(self, request: SearchRequest) -> SearchPage:
         """One page of documents. Raises QueryError | TransientError."""
+        if request.as_of is not None or is_past_cursor(request.cursor):
+            return await self._search_past(request)
         started = time.monotonic()
         warnings: list[str] = []
         mode = self._checked(request, warnings)
@@ -131,6 +136,29 @@ class SearchIndex:
             warnings=(*warnings, *page.warnings),
             timings_ms=timings,
             explain=page.explain,
+        )
+
+    def _of_the_past(self, tables: Tables) -> SearchIndex:
+        index = SearchIndex(tables)
+        index._gate = self._gate  # one bound for all
+        return index
+
+    async def _search_past(self, request: SearchRequest) -> SearchPage:
+        if request.wait_sequence is not None:
+            raise QueryError("as_of asks for the index as it was: leave the wait token out")
+
+        async def ask(index: SearchIndex, cursor: str | None) -> SearchPage:
+            return await index.search(replace(request, as_of=None, cursor=cursor))
+
+        page, state, prefix = await self._past.answer(request.as_of, request.cursor, ask)
+        note = (
+            f"as_of: the newest state kept before that is commit {state.as_of.sequence} of {state.as_of.committed_at}"
+        )
+        return replace(
+            page,
+            as_of=state.as_of,
+            next_cursor=prefix + page.next_cursor if page.next_cursor else None,
+            warnings=page.warnings if state.exact else (*page.warnings, note),
         )
 
     def _checked(self, request: SearchRequest, warnings: list[str]) -> Mode:

@@ -203,16 +203,17 @@ class FencedTable:
         with lance_errors(f"counting {self.uri}"):
             return int(self.dataset.count_rows(predicate))
 
-    def commit(self, rows: Sequence[Row], fence: Fence, delete: str | None = None) -> None:
+    def commit(self, rows: Sequence[Row], fence: Fence, delete: str | None = None, *, hidden: bool = False) -> None:
         """Upsert `rows` by key, delete what `delete` selects and `rows` doesn't hold, and set the fence: one
-        transaction on the held version. Raises CommitRefused, TransientError (unknown outcome), or ValueError
-        and TypeError where a row can't be stored."""
+        transaction on the held version. `hidden`: what remembers deletions goes too. Raises
+        CommitRefused, TransientError (unknown outcome), or ValueError and TypeError where a row can't be stored."""
         table = to_arrow([*rows, _fence_row(self.kind, fence)], self.schema)
         with lance_errors(f"writing {self.uri}"):
             merge = self.dataset.merge_insert(KEYS[self.kind]).when_matched_update_all().when_not_matched_insert_all()
             if delete is not None:
                 # The fence row is in the source, and no key of it is in the predicate: it can't be deleted.
-                merge = merge.when_not_matched_by_source_delete(f"({delete}) AND fence IS NULL")
+                also = "true" if hidden else "fence IS NULL"
+                merge = merge.when_not_matched_by_source_delete(f"({delete}) AND {also}")
             transaction, _ = merge.execute_uncommitted(table)
             self.dataset = lance.LanceDataset.commit(self.dataset, transaction, max_retries=0)
         self.fence = fence

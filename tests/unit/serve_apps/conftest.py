@@ -22,7 +22,7 @@ from shoal.serve_apps.rest import create_rest
 from shoal.serve_apps.search_service import SearchService
 from shoal.store.feeds import Catalogue
 from shoal.store.reading import Freshness
-from shoal.store.requests import Hit, SearchPage, SearchRequest
+from shoal.store.requests import AsOf, Hit, SearchPage, SearchRequest
 
 HASH = "a" * 64
 COMMITTED = datetime(2025, 1, 20, 14, 30, 4, tzinfo=UTC)
@@ -58,6 +58,7 @@ class FakeIndex:
     model: str = "hash:4"
     hits: tuple[Hit, ...] = (a_hit(),)
     cursor: str | None = None
+    as_of: AsOf | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     fixed: list[dict[str, Any]] = field(default_factory=list)
@@ -70,7 +71,9 @@ class FakeIndex:
         if self.error:
             raise self.error
         self.requests.append(request)
-        return SearchPage(request.mode, self.hits[: request.limit], self.cursor, Freshness(7, COMMITTED))
+        return SearchPage(
+            request.mode, self.hits[: request.limit], self.cursor, Freshness(7, COMMITTED), as_of=self.as_of
+        )
 
     async def by_hash(self, sha256: str) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["sha256_hash"] == sha256]
