@@ -207,6 +207,10 @@ for _command in (cli_log.verify, cli_log.replay, cli_log.backfill):
     app.command()(_command)
 
 
+from shoal.cluster.cli_eval import evaluate  # noqa: E402 - light: a command of its own
+
+app.command("eval")(evaluate)
+
 app.add_typer(dlq_app, name="dlq")
 
 
