@@ -169,6 +169,9 @@ class Settings(BaseSettings):
     index_rows_min: int = Field(
         20_000, ge=256, description="Below this many chunks a search is exact, without an index."
     )
+    vector_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="How new collections store vectors; float16 halves them. Existing ones stay as they are."
+    )
 
     # --- serving ------------------------------------------------------------------------------
     http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")
