@@ -202,6 +202,9 @@ class Settings(BaseSettings):
     index_rows_min: int = Field(
         20_000, ge=256, description="Below this many chunks a search is exact, without an index."
     )
+    vector_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="How new collections store vectors; float16 halves them. Existing ones stay as they are."
+    )
     index_kind: Literal["ivf_pq", "ivf_rq", "ivf_hnsw_sq", "flat"] = Field(
         "ivf_pq", description="Vector index: smallest; quicker to build; best recall, most memory; none."
     )

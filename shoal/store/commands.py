@@ -189,7 +189,7 @@ def _checked(vector: np.ndarray[Any, Any] | None, facts: CollectionFacts) -> np.
     if vector.shape != (facts.width,):
         raise _invalid(f"the vector has shape {vector.shape}, the collection needs {(facts.width,)}")
     try:
-        check_vectors(vector[np.newaxis, :])
+        check_vectors(vector[np.newaxis, :], facts)
     except BadDocument as error:
         raise _invalid(error.message) from None
     return np.ascontiguousarray(vector, dtype=np.float32)

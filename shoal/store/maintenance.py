@@ -223,7 +223,7 @@ class Maintenance:
 
     def _compact(self, kind: TableKind, epoch: int) -> str | None:
         table = self._tables[kind]
-        target = FRAGMENT_BYTES // (4 * table.facts.width + _ROW_TEXT_BYTES)
+        target = FRAGMENT_BYTES // (table.facts.vector_bytes + _ROW_TEXT_BYTES)
         options: CompactionOptions = {"target_rows_per_fragment": target, "max_source_bytes": COMPACTION_BYTES_MAX}
         from_json: Any = CompactionTask.from_json  # type: ignore[attr-defined]
 

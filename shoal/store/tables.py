@@ -96,14 +96,16 @@ def to_arrow(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     for column in schema:
         values = [row.get(column.name) for row in rows]
         if pa.types.is_fixed_size_list(column.type):
-            columns.append(_vectors(values, column.type.list_size))
+            columns.append(_vectors(values, column.type))
         else:
             columns.append(pa.array(values, column.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _vectors(values: Sequence[Any], width: int) -> pa.Array:
-    matrix = np.zeros((len(values), width), np.float32)
+def _vectors(values: Sequence[Any], kind: pa.FixedSizeListType) -> pa.Array:
+    """Vectors in the column's own number type: what comes in is float32, or was read from the table."""
+    width = kind.list_size
+    matrix = np.zeros((len(values), width), kind.value_type.to_pandas_dtype())
     missing = np.ones(len(values), bool)
     for at, value in enumerate(values):
         if value is not None:

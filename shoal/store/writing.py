@@ -146,7 +146,7 @@ class TableWriter:
         Raises ConfigurationError where the collection has another model or width or the place can't be
         written, FencedError where a later writer came in the meantime, TransientError where it may work later.
         """
-        facts = CollectionFacts(model, width)
+        facts = CollectionFacts(model, width, dtype=settings.vector_dtype)
         names: dict[TableKind, str] = {
             "metadata": metadata_table(collection),
             "vectors": vectors_table(collection),
@@ -157,6 +157,8 @@ class TableWriter:
         found = {kind: FencedTable.open(kind, place, storage_options) for kind, place in places.items()}
         for table in found.values():  # before anything is created
             _refuse_other(table, facts)
+        if stored := next((table for table in found.values() if table is not None), None):
+            facts = replace(facts, dtype=stored.facts.dtype)  # the setting is for new collections only
         tables: dict[TableKind, FencedTable] = {}
         for kind, table in found.items():
             tables[kind] = table or FencedTable.create(kind, places[kind], storage_options, facts)
