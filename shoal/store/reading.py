@@ -103,6 +103,8 @@ class Tables:
         self._torn_at = -1  # the chunk table's sequence whose other half was waited for in vain
         self._index_rows = 0
         self._index_looked_at = float("-inf")
+        self._coverage: dict[str, int | None] = {}
+        self._coverage_at = float("-inf")
         self.facts: CollectionFacts
 
     @classmethod
@@ -208,6 +210,23 @@ class Tables:
         if kind == "metadata":
             self.facts = collection_facts(await _guarded(lambda new: new.schema(), table))
         return await _guarded(read, table)
+
+    async def unindexed_rows(self) -> dict[str, int | None]:
+        """{"vector", "keyword"}: chunks that the leg's index does not cover (the fence row counts too), some seconds
+        old; None: it has none."""
+        if time.monotonic() - self._coverage_at > _INDEX_LOOK_S:
+            self._coverage_at = time.monotonic()
+
+            async def read(table: Any) -> dict[str, int | None]:
+                found: dict[str, int | None] = {"vector": None, "keyword": None}
+                for index in await table.list_indices():
+                    leg = {VECTOR_COLUMNS["vectors"]: "vector", "content_summary": "keyword"}.get(index.columns[0])
+                    if leg:
+                        found[leg] = (found[leg] or 0) + (index.num_unindexed_rows or 0)
+                return found
+
+            self._coverage = await self._read("vectors", read)
+        return self._coverage
 
     # --- reads --------------------------------------------------------------------------------
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shoal.records import SCRAPER_COLLECTION, Vector
-from shoal.store.filters import Filter
+from shoal.store.filters import Filter, QueryError
 from shoal.store.reading import Freshness
 
 Mode = Literal["sql", "vector", "keyword", "hybrid"]
 LIMIT_MAX = 1_000  # documents of one page
+
+
+class UnknownCollectionError(QueryError):
+    """There is no collection of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class SearchPage:
-    """`mode` is the one that was used: hybrid without a vector is keyword. `explain`: the plan, where asked."""
+    """`mode` is the one that was used: hybrid without a vector is keyword. `explain`: the plan, where asked.
+    `unindexed_rows`: chunks that no index covers yet, by leg; None where it has no index (all are searched)."""
 
     mode: Mode
     hits: tuple[Hit, ...]
@@ -61,3 +66,4 @@ class SearchPage:
     warnings: tuple[str, ...] = ()
     timings_ms: dict[str, float] = field(default_factory=dict)
     explain: dict[str, Any] | None = None
+    unindexed_rows: dict[str, int | None] = field(default_factory=dict)

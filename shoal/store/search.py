@@ -27,7 +27,7 @@ from shoal.store.filters import Equals, QueryError, check
 from shoal.store.keywords import Keywords, parse_keywords
 from shoal.store.ranked import METADATA_ROW, Candidate, Ranking, rank, rows_among
 from shoal.store.reading import Freshness, Row, Tables, View
-from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest
+from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError
 from shoal.store.schemas import CHUNK_COLUMNS, IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
 
 __all__ = ["Freshness", "Hit", "SearchIndex", "SearchPage", "SearchRequest"]
@@ -112,12 +112,15 @@ class SearchIndex:
             warnings=(*warnings, *page.warnings),
             timings_ms=timings,
             explain=page.explain,
+            unindexed_rows=await self._tables.unindexed_rows(),
         )
 
     def _checked(self, request: SearchRequest, warnings: list[str]) -> Mode:
         """The mode to use. Raises QueryError for what can't be answered; notes what is answered otherwise."""
         if request.collection != SCRAPER_COLLECTION:
-            raise QueryError(f"there is no collection {request.collection[:60]!r}; known: {SCRAPER_COLLECTION}")
+            raise UnknownCollectionError(
+                f"there is no collection {request.collection[:60]!r}; known: {SCRAPER_COLLECTION}"
+            )
         if not 1 <= request.limit <= LIMIT_MAX:
             raise QueryError(f"limit is {request.limit}; it must be 1 to {LIMIT_MAX}")
         if request.filters is not None:

@@ -70,7 +70,13 @@ class FakeIndex:
         if self.error:
             raise self.error
         self.requests.append(request)
-        return SearchPage(request.mode, self.hits[: request.limit], self.cursor, Freshness(7, COMMITTED))
+        return SearchPage(
+            request.mode,
+            self.hits[: request.limit],
+            self.cursor,
+            Freshness(7, COMMITTED),
+            unindexed_rows={"vector": 3, "keyword": None},
+        )
 
     async def by_hash(self, sha256: str) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["sha256_hash"] == sha256]

@@ -551,6 +551,20 @@ async def test_freshness_is_the_fence_of_what_was_read(library: Library, index: 
     assert await index.freshness() == page.freshness
 
 
+async def test_an_answer_tells_what_its_indexes_do_not_cover_yet(library: Library, monkeypatch: Any) -> None:
+    monkeypatch.setattr(reading, "_INDEX_LOOK_S", 0.0)
+    index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=0.0)
+    await library.put_all([rows_of(f"d{number}") for number in range(20)])
+    assert (await index.search(LIST)).unindexed_rows == {"vector": None, "keyword": None}
+    await library.tables["vectors"].create_index("content_summary", config=FTS(with_position=True))
+    await library.tables["vectors"].create_index("content_embedding", config=IvfFlat(distance_type="cosine"))
+    assert (await index.search(NEAR)).unindexed_rows == {"vector": 0, "keyword": 0}
+    await library.put_all([rows_of(f"e{number}") for number in range(7)])
+    unindexed = (await index.search(NEAR)).unindexed_rows
+    assert unindexed == {"vector": 8, "keyword": 8}  # seven chunks, and the fence's row that each commit rewrites
+    await index.close()
+
+
 async def test_a_search_waits_for_the_commit_it_is_told_of(library: Library) -> None:
     index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=3_600.0)
     waiting = asyncio.create_task(index.search(replace(NEAR, wait_sequence=1)))
