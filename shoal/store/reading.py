@@ -256,13 +256,16 @@ class Tables:
 
         return await self._read(kind, read)
 
-    async def folded(self, kind: TableKind, where: str, columns: Sequence[str], start: Callable[[], F]) -> F:
-        """All rows that match, batch by batch through `start().take`, on a thread: a pass over a large table holds
-        neither its memory nor the event loop. Begun anew where the version vanishes on the way."""
+    async def folded(
+        self, kind: TableKind, where: str, columns: Sequence[str], start: Callable[[], F], limit: int | None = None
+    ) -> F:
+        """All rows that match (or any `limit` of them), batch by batch through `start().take`, on a thread: a pass over
+        a large table holds neither its memory nor the event loop. Begun anew where the version vanishes on the way."""
 
         async def read(table: Any) -> F:
             fold = start()
-            async for batch in await table.query().where(where).select(list(columns)).to_batches():
+            query = table.query().where(where).select(list(columns))
+            async for batch in await (query if limit is None else query.limit(limit)).to_batches():
                 await asyncio.to_thread(fold.take, batch)
             return fold
 

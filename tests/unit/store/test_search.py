@@ -17,7 +17,7 @@ from lancedb.index import FTS, BTree, IvfFlat
 
 from shoal.errors import ConfigurationError, TransientError
 from shoal.records import FENCE_ID, Vector
-from shoal.store import ranked, reading, search
+from shoal.store import ranked, ranked_pages, reading, search
 from shoal.store.cursors import CursorError
 from shoal.store.filters import And, Equals, FilterError, In, Not, Or, Prefix, QueryError, Range
 from shoal.store.reading import Tables
@@ -416,7 +416,7 @@ async def test_ranked_pages_fit_together_across_depths(
 async def test_ranked_paging_ends_at_its_bound_with_a_warning(
     library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "OFFSET_MAX", 10)
+    monkeypatch.setattr(ranked_pages, "OFFSET_MAX", 10)
     await _many(library, 40)
     first = await index.search(replace(NEAR, limit=10))
     second = await index.search(replace(NEAR, limit=10, cursor=first.next_cursor))
