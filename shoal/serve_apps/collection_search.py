@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shoal.records import Vector
@@ -18,9 +19,12 @@ from shoal.serve_apps.degrading import mode_and_vector
 from shoal.serve_apps.freshness import Lag, freshness_of
 from shoal.serve_apps.models import QueryType
 from shoal.serve_apps.query_vectors import QueryVectors
+from shoal.settings import Settings
+from shoal.store.boosts import DAY_S, NO_BOOSTS, Boosts
 from shoal.store.conditions import FILTERS
+from shoal.store.facets import Facets
 from shoal.store.filters import check
-from shoal.store.requests import Hit, SearchPage, SearchRequest
+from shoal.store.requests import FusionMethod, Hit, SearchPage, SearchRequest
 
 CHUNK_FIELDS = (
     "id", "chunk_index", "heading", "char_start", "char_end", "token_count", "content_schema", "api_endpoint",
@@ -28,6 +32,24 @@ CHUNK_FIELDS = (
 )  # fmt: skip
 TEXT_CHARS_MAX = 4_000
 """A chunk is some 2,000 characters; what is longer is cut, its whole text is the document's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """How a service ranks where a request does not say otherwise; of the settings."""
+
+    fusion: FusionMethod = "weighted"
+    boosts: Boosts = NO_BOOSTS
+
+    @classmethod
+    def of(cls, settings: Settings) -> Defaults:
+        boosts = Boosts(
+            recency=settings.boost_recency,
+            half_life_s=settings.boost_recency_half_life_days * DAY_S,
+            title=settings.boost_title,
+            identifier=settings.boost_identifier,
+        )
+        return cls(settings.search_fusion, boosts)
 
 
 class Index(Protocol):
@@ -39,8 +61,11 @@ class Index(Protocol):
 class CollectionSearches:
     """One per replica."""
 
-    def __init__(self, index: Callable[[], Awaitable[Index]], vectors: QueryVectors, lag: Lag) -> None:
+    def __init__(
+        self, index: Callable[[], Awaitable[Index]], vectors: QueryVectors, lag: Lag, defaults: Defaults
+    ) -> None:
         self._index = index
+        self._defaults = defaults
         self._vectors = vectors
         self._lag = lag
 
@@ -69,6 +94,12 @@ class CollectionSearches:
                 limit=asked.limit,
                 cursor=asked.cursor,
                 explain=asked.explain,
+                fusion=self._defaults.fusion,
+                boosts=asked.boosts.over(self._defaults.boosts) if asked.boosts else self._defaults.boosts,
+                mmr_lambda=asked.mmr_lambda,
+                chunks_per_document=asked.chunks_per_document,
+                highlight=asked.highlight,
+                facets=asked.facets,
                 wait_sequence=int(asked.wait_token) if asked.wait_token else None,
             )
         )
@@ -80,6 +111,7 @@ class CollectionSearches:
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "freshness": freshness_of(page, await self._lag.now()),
             "warnings": [*warnings, *page.warnings],
+            **({"facets": _facets(page.facets)} if page.facets else {}),
             **({"explain": page.explain, "timings_ms": page.timings_ms} if asked.explain else {}),
         }
 
@@ -88,10 +120,27 @@ def _result(hit: Hit, *, explain: bool) -> dict[str, Any]:
     """{document, score, distance, chunks}, best chunk first; chunks and scores only where a query ranked them."""
     result: dict[str, Any] = {"document": hit.metadata}
     if hit.chunk is not None:
-        result |= {"score": hit.score, "distance": hit.distance, "chunks": [_chunk(hit.chunk)]}
+        chunks = [_chunk(chunk) for chunk in hit.chunks or (hit.chunk,)]
+        for chunk, snippet in zip(chunks, hit.snippets, strict=False):
+            chunk["snippet"] = snippet.shown()
+        result |= {"score": hit.score, "distance": hit.distance, "chunks": chunks}
     if explain:
         result["explain"] = hit.explain
     return result
+
+
+def _facets(facets: Facets) -> dict[str, Any]:
+    """{of, exact, columns: {name: {values: [{value, count}], others, missing}}}. `exact`: `of` is all that match; else
+    the documents looked at, of a ranking the best."""
+    columns = {
+        name: {
+            "values": [{"value": value, "count": count} for value, count in facet.values],
+            "others": facet.others,
+            "missing": facet.missing,
+        }
+        for name, facet in facets.columns.items()
+    }
+    return {"of": facets.counted, "exact": facets.exact, "columns": columns}
 
 
 def _chunk(row: Mapping[str, Any]) -> dict[str, Any]:

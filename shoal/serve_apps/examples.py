@@ -93,6 +93,8 @@ COLLECTION_SEARCH_BODY = _body(
         "query": "hourly load forecast by zone",
         "filters": {"and": [{"column": "data_source", "eq": "NYISO"}, {"column": "collected_at", "gte": "2025-01-20"}]},
         "limit": 5,
+        "facets": ["file_format"],
+        "highlight": True,
     },
     required=False,
 )
@@ -110,6 +112,11 @@ COLLECTION_SEARCH: Responses = {
                             "chunk_index": 0,
                             "api_endpoint": "https://example.org/api/load",
                             "text": "NYISO hourly load forecast by zone, MW ...",
+                            "snippet": {
+                                "text": "NYISO hourly load forecast by zone, MW ...",
+                                "start": 0,
+                                "spans": [[6, 12], [13, 17], [18, 26], [30, 34]],
+                            },
                         }
                     ],
                 }
@@ -126,6 +133,17 @@ COLLECTION_SEARCH: Responses = {
                 "unindexed_rows": {"vector": 120, "keyword": 120},
             },
             "warnings": [],
+            "facets": {
+                "of": 412,
+                "exact": False,
+                "columns": {
+                    "file_format": {
+                        "values": [{"value": "JSON", "count": 400}, {"value": "CSV", "count": 12}],
+                        "others": 0,
+                        "missing": 0,
+                    }
+                },
+            },
         },
         "A page of documents; score and chunks only with `query`.",
     )

@@ -24,7 +24,7 @@ from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.redaction import redact_json
 from shoal.serve_apps import flow
 from shoal.serve_apps.collection_models import CollectionSearch
-from shoal.serve_apps.collection_search import CollectionSearches
+from shoal.serve_apps.collection_search import CollectionSearches, Defaults
 from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.degrading import mode_and_vector
 from shoal.serve_apps.freshness import Lag, freshness_of
@@ -83,13 +83,15 @@ class SearchService:
         vectors: QueryVectors,
         commands: Commands,
         read_status: Callable[[], Any | None],
+        defaults: Defaults | None = None,
     ) -> None:
         self._index = index
         self._vectors = vectors
         self._commands = commands
         self._read_status = read_status
         self._lag = Lag(read_status)
-        self._collections = CollectionSearches(index, vectors, self._lag)
+        self._defaults = defaults or Defaults()
+        self._collections = CollectionSearches(index, vectors, self._lag, self._defaults)
 
     async def scrapes_search(self, parameters: ScrapeSearch | Mapping[str, Any]) -> dict[str, Any]:
         """One page of documents: by filters alone, or with a query the documents of the best chunks."""
@@ -115,6 +117,8 @@ class SearchService:
                 # Who asks for a hash asks whether we have, or had, these bytes.
                 include_superseded=asked.include_superseded or (mode == "sql" and asked.hash is not None),
                 explain=asked.explain,
+                fusion=self._defaults.fusion,
+                boosts=self._defaults.boosts,
                 wait_sequence=int(asked.wait_token) if asked.wait_token else None,
             )
         )

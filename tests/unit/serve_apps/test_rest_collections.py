@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from shoal.errors import ConfigurationError, TransientError
+from shoal.serve_apps.collection_search import Defaults
+from shoal.settings import Settings
+from shoal.store.boosts import DAY_S, Boosts
+from shoal.store.facets import Facet, Facets
 from shoal.store.filters import And, Equals, Not, Prefix
-from shoal.store.requests import UnknownCollectionError
+from shoal.store.highlights import snippet
+from shoal.store.requests import FusionMethod, UnknownCollectionError
 
 SEARCH = "/api/v1/collections/scraper/search"
 
@@ -150,3 +156,69 @@ async def test_openapi_names_the_parts_of_a_filter(http: Any) -> None:
     assert "#/components/schemas/Condition" in text
     assert {"AllOf", "AnyOf", "Negation", "Condition"} <= document["components"]["schemas"].keys()
     assert content["application/json"]["example"]["filters"]
+
+
+async def test_how_to_rank_and_what_to_show_reaches_the_store(http: Any, stand: Any) -> None:
+    sent = {
+        "query": "load", "facets": ["file_format", "year"], "highlight": True, "chunks_per_document": 3,
+        "mmr_lambda": 0.5, "boosts": {"recency": 1, "half_life_days": 2, "identifier": False}, "explain": True,
+    }  # fmt: skip
+    body = (await http.post(SEARCH, json=sent)).json()
+    request = stand.index.requests[0]
+    assert request.facets == ("file_format", "year")
+    assert (request.highlight, request.chunks_per_document, request.mmr_lambda) == (True, 3, 0.5)
+    assert request.boosts == Boosts(recency=1.0, half_life_s=2 * DAY_S, identifier=False)
+    assert (request.explain, request.fusion) == (True, "weighted")
+    assert "timings_ms" in body
+
+
+async def test_chunks_snippets_and_facets_are_shown(http: Any, stand: Any, ranked: Any) -> None:
+    hit = ranked("hourly load, MW")
+    other = {**hit.chunk, "id": "prod:nyiso_load:load.json#3", "chunk_index": 3, "content_summary": "<b>load</b>"}
+    snippets = tuple(snippet(chunk["content_summary"], "load") for chunk in (hit.chunk, other))
+    stand.index.hits = (replace(hit, chunks=(hit.chunk, other), snippets=snippets),)
+    stand.index.facets = Facets({"year": Facet(((2025, 2), (2024, 1)), others=1, missing=3)}, 7, exact=False)
+    body = (await http.post(SEARCH, json={"query": "load", "facets": ["year"]})).json()
+    first, second = body["results"][0]["chunks"]
+    assert (first["chunk_index"], second["chunk_index"]) == (0, 3)
+    assert first["snippet"] == {"text": "hourly load, MW", "start": 0, "spans": [[7, 11]]}
+    assert second["snippet"] == {"text": "<b>load</b>", "start": 0, "spans": [[3, 7]]}
+    values = [{"value": 2025, "count": 2}, {"value": 2024, "count": 1}]
+    assert body["facets"] == {
+        "of": 7,
+        "exact": False,
+        "columns": {"year": {"values": values, "others": 1, "missing": 3}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("sent", "parameter"),
+    [
+        ({"facets": ["id"]}, "facets.0"),
+        ({"facets": ["year"] * 99}, "facets"),
+        ({"chunks_per_document": 6}, "chunks_per_document"),
+        ({"mmr_lambda": 2}, "mmr_lambda"),
+        ({"mmr_lambda": "nan"}, "mmr_lambda"),
+        ({"boosts": {"recency": 11}}, "boosts.recency"),
+        ({"boosts": {"popularity": 1}}, "boosts.popularity"),
+        ({"boosts": {"half_life_days": 0}}, "boosts.half_life_days"),
+        ({"boosts": 3}, "boosts"),
+    ],
+)
+async def test_a_ranking_that_makes_no_sense_is_refused_by_name(
+    http: Any, sent: dict[str, Any], parameter: str
+) -> None:
+    response = await http.post(SEARCH, json={"query": "load", **sent})
+    assert (response.status_code, response.json()["parameter"]) == (422, parameter)
+
+
+async def test_settings_rank_every_search_and_a_request_changes_only_what_it_names(stand: Any) -> None:
+    settings = Settings(search_fusion="rrf", boost_recency=0.5, boost_recency_half_life_days=7, boost_title=0.2)
+    stand.defaults = Defaults.of(settings)
+    service = stand.service()
+    await service.scrapes_search({"query": "load"})
+    await service.collection_search("scraper", {"query": "load", "boosts": {"title": 0}})
+    first, second = stand.index.requests
+    assert (first.fusion, first.boosts) == ("rrf", Boosts(recency=0.5, half_life_s=7 * DAY_S, title=0.2))
+    assert (second.fusion, second.boosts) == ("rrf", Boosts(recency=0.5, half_life_s=7 * DAY_S, title=0.0))
+    assert get_args(FusionMethod) == get_args(Settings.model_fields["search_fusion"].annotation)
