@@ -229,6 +229,19 @@ class Settings(BaseSettings):
         128 * MIB, ge=16 * MIB, description="Memory for manifests and statistics in each process that searches."
     )
 
+    # --- searching ----------------------------------------------------------------------------
+    search_fusion: Literal["weighted", "rrf"] = Field(
+        "weighted", description="How a hybrid search joins meaning and words: 70/30 of their scores, or by ranks."
+    )
+    boost_recency: float = Field(0.0, ge=0, le=10, description="Weight of being new in every ranking; 0: off.")
+    boost_recency_half_life_days: float = Field(30.0, gt=0, le=36_500, description="Days in which being new halves.")
+    boost_title: float = Field(
+        0.0, ge=0, le=10, description="Weight of the query's words in the title in every ranking; 0: off."
+    )
+    boost_identifier: bool = Field(
+        True, description="A document whose id, urn, path or hash is the query itself comes first."
+    )
+
     # --- serving ------------------------------------------------------------------------------
     http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")
     http_port: int = Field(8000, ge=1, le=65535, description="Port of REST and MCP.")

@@ -20,7 +20,9 @@ from shoal.errors import TransientError
 from shoal.records import Vector
 from shoal.store.fsck import Code, Findings, Severity, Subject
 from shoal.store.fsck_scan import Held
-from shoal.store.maintenance import AT_ONCE, BTREE, FTS, LATER, SCALAR_ROWS_MIN, index_name
+from shoal.store.index_keeping import FTS
+from shoal.store.index_views import index_name
+from shoal.store.maintenance import AT_ONCE, BTREE, LATER, SCALAR_ROWS_MIN
 from shoal.store.orphans import fileless_indexes
 from shoal.store.schemas import KEYS, VECTOR_COLUMNS
 from shoal.store.tables import in_list, lance_errors
