@@ -14,6 +14,7 @@ import typer
 
 from shoal import __version__
 from shoal.cluster.cli_dead_letters import dlq_app
+from shoal.cluster.cli_index import index_app
 from shoal.cluster.cli_options import DataDir, Output, format_of, settings_with
 from shoal.errors import ConfigurationError, ShoalError, TransientError
 
@@ -216,6 +217,7 @@ from shoal.cluster.cli_eval import evaluate  # noqa: E402 - light: a command of 
 app.command("eval")(evaluate)
 
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(index_app, name="index")
 
 
 def _client(url: str) -> Shoal:
