@@ -201,9 +201,10 @@ from shoal.cluster import cli_log  # noqa: E402 - light: commands of their own
 for _command in (cli_log.verify, cli_log.replay, cli_log.backfill):
     app.command()(_command)
 
-from shoal.cluster import cli_check  # noqa: E402 - light: the tables by themselves
+from shoal.cluster import cli_check, cli_tables  # noqa: E402 - light: the tables by themselves
 
 app.command()(cli_check.check)
+app.command()(cli_tables.export)
 
 
 app.add_typer(dlq_app, name="dlq")
