@@ -1,16 +1,20 @@
 """`shoal check`: the tables by themselves, with or without a running Shoal. What may be wrong is `shoal.store.fsck`'s
-business; this module runs it, shows what it found, and says what mends it. Without `--repair` it only reads.
+business; this module runs it, shows what it found, and says what mends it. With
+`--repair` it asks the writer (`repairs`), and looks again; else it only reads.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, say
+from shoal.cluster.repairs import ask, lines, wanted_of
+from shoal.errors import ShoalError
 from shoal.settings import Settings
+from shoal.sources.kafka import connection
 from shoal.store.fsck import Code, Finding, Repair, Subject
 from shoal.store.fsck_tables import Report
 from shoal.store.fsck_tables import check as check_tables
@@ -42,19 +46,72 @@ def look(settings: Settings, leaked_age_s: float | None, progress: Callable[[str
     )  # fmt: skip
 
 
-def check(settings: Settings, *, leaked_age_s: float | None, shown_max: int, form: Format) -> int:
-    """The `check` command: an exit code."""
+def check(
+    settings: Settings,
+    *,
+    leaked_age_s: float | None,
+    shown_max: int,
+    form: Format,
+    repair: bool = False,
+    timeout_s: float = 300,
+) -> int:
+    """The `check` command: an exit code. After a repair it is that of a second look."""
     began = time.monotonic()
     with err.status("opening the tables") as status:
         report = look(settings, leaked_age_s, status.update)
-    if report is None:
-        say(f"there are no tables at {settings.tables_uri}: is LANCEDB_PATH (SHOAL_DATA_DIR) right?")
-        return Exit.FAILED
-    show(report, time.monotonic() - began, shown_max, form)
+        if report is None:
+            say(f"there are no tables at {settings.tables_uri}: is LANCEDB_PATH (SHOAL_DATA_DIR) right?")
+            return Exit.FAILED
+        jobs: list[dict[str, Any]] = []
+        if repair and (asked := wanted_of(report.findings)):
+            for finding in report.findings:
+                say(f"found {finding.count} {finding.code} in {finding.table}")
+            jobs = ask(settings, asked, timeout_s, status.update)
+            report = look(settings, leaked_age_s, status.update) or report
+    _say_repairs(jobs)
+    again, hidden = lines(report.findings, _cluster(settings) if repair else None)
+    show(report, time.monotonic() - began, shown_max, form, jobs, again)
+    for line in again if form is Format.table else ():
+        say(f"to mend: {line}")
+    if hidden:
+        say(f"{hidden} more such lines: check again after these")
+    if any(job["status"] == "pending" for job in jobs):
+        return Exit.TIMEOUT
     return Exit.FAILED if report.errors else Exit.OK
 
 
-def show(report: Report, took_s: float, shown_max: int, form: Format) -> None:
+def _cluster(settings: Settings) -> str | None:
+    try:
+        return connection(settings).cluster
+    except ShoalError:
+        return None
+
+
+def _say_repairs(jobs: Sequence[Mapping[str, Any]]) -> None:
+    for job in jobs:
+        if job["status"] == "pending":
+            say("a repair has no outcome yet: it is in the log, and comes; check again later")
+        elif job["error"]:
+            say(f"a repair failed: {job['error']}")
+        else:
+            result = job["result"] or {}
+            removed = ", ".join(f"{count} rows of {table}" for table, count in result.get("removed", {}).items())
+            indexes = ", ".join(result.get("indexes", ()))
+            said = [f"removed {removed}"] if removed else []
+            said += [f"{result['superseded']} rows are history now"] if result.get("superseded") else []
+            said += [f"indexes asked to be made anew: {indexes}"] if indexes else []
+            said += [f"{result['left']} documents were too much at once: repair again"] if result.get("left") else []
+            say("repaired: " + ("; ".join(said) or "nothing was wrong any more"))
+
+
+def show(
+    report: Report,
+    took_s: float,
+    shown_max: int,
+    form: Format,
+    jobs: Sequence[Mapping[str, Any]] = (),
+    again: Sequence[str] = (),
+) -> None:
     """The report on stdout, advice on stderr."""
     if form is Format.json:
         emit_json(
@@ -63,6 +120,8 @@ def show(report: Report, took_s: float, shown_max: int, form: Format) -> None:
                 "rows": report.rows,
                 "findings": [_as_json(finding, shown_max) for finding in report.findings],
                 "notes": report.notes,
+                "repairs": jobs,
+                "to_mend": again,
                 "took_s": round(took_s, 2),
             }
         )
@@ -87,19 +146,7 @@ def what_to_do(finding: Finding) -> str:
         return _UPKEEP[finding.code]
     if finding.repair is Repair.BACKUP:
         return _BACKUP[finding.code]
-    return "shoal check --repair; by hand, of the first: " + again(finding.subjects[0])
-
-
-def again(subject: Subject) -> str:
-    """The command that has a document indexed once more."""
-    at = subject.position
-    if at is not None:
-        place = f"{at.topic}/{at.partition}:{at.offset}-{at.offset}"
-        said = f"shoal replay --from-offset {place}"
-        return said if subject.s3_path is None else f"{said} (out of the log: announce {subject.s3_path} again)"
-    if subject.s3_path is not None:
-        return f"announce {subject.s3_path} again (shoal backfill)"
-    return f"announce {subject.name} again: nothing says where it came from"
+    return "index the documents once more: " + lines([finding], None)[0][0]
 
 
 def _examples(report: Report, shown_max: int) -> Sequence[tuple[Finding, Subject]]:

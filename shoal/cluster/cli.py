@@ -207,9 +207,10 @@ app.command()(recall)
 for _command in (cli_log.verify, cli_log.replay, cli_log.backfill):
     app.command()(_command)
 
-from shoal.cluster import cli_check  # noqa: E402 - light: the tables by themselves
+from shoal.cluster import cli_check, cli_tables  # noqa: E402 - light: the tables by themselves
 
 app.command()(cli_check.check)
+app.command()(cli_tables.export)
 
 
 from shoal.cluster.cli_eval import evaluate  # noqa: E402 - light: a command of its own

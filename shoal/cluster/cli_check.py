@@ -17,16 +17,26 @@ def check(
             min=0, help="Seconds after which a file that nothing names has leaked; default twice cleanup_age_s."
         ),
     ] = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Have the running Shoal's writer mend what it can, then check again.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="With --repair: seconds to wait for the writer.")] = 300,
     output: Output = "table",
     data_dir: DataDir = None,
 ) -> None:
     """Check the tables (LANCEDB_PATH): rows, chunks, vectors, indexes, fences and files; exit code 1 on any error.
 
-    Works with or without a running Shoal, and changes nothing. Every row is read, in batches of bounded memory.
-    Warnings mend themselves and leave the exit code 0. docs/check.md says what each code means and what mends it;
-    `shoal verify` compares the tables with the log.
+    Works with or without a running Shoal; without --repair it changes nothing. Every row is read, in batches of
+    bounded memory. Warnings mend themselves and leave the exit code 0. docs/check.md says what each code means and
+    what mends it; `shoal verify` compares the tables with the log.
+    --repair asks by the log: the writer looks for itself, removes doubles, orphans and second current versions, and
+    makes broken indexes anew. What only a document's message can mend is printed as `shoal replay` lines.
     """
     from shoal.cluster.checking import check as run
 
     form = format_of(output)
-    raise typer.Exit(run(settings_with(data_dir=data_dir), leaked_age_s=leaked_age, shown_max=show, form=form))
+    code = run(
+        settings_with(data_dir=data_dir), leaked_age_s=leaked_age, shown_max=show, form=form, repair=repair,
+        timeout_s=timeout,
+    )  # fmt: skip
+    raise typer.Exit(code)

@@ -12,17 +12,15 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
+from shoal.cluster.living import living_status
 from shoal.errors import TransientError
 from shoal.settings import Settings
 from shoal.store.state_files import read_state, write_state
 
 REQUEST = "drain.json"
 POLL_S = 0.5
-SILENT_S = 15.0
-"""A status older than this: there is nobody to ask. The supervisor writes one every 2 s."""
 NOTICE_S = 15.0
 """How long a living supervisor may take to begin, and to say that it has ended."""
 
@@ -88,11 +86,7 @@ def request_drain(
 
 def living(settings: Settings, wish: str = "drain") -> dict[str, Any]:
     """The status of the service that indexes into these tables. Raises TransientError where there is none."""
-    status = read_state(settings, "status.json")
-    nobody = f"no Shoal indexes into {settings.tables_uri} now: there is nothing to {wish}"
-    if not isinstance(status, dict):
-        raise TransientError(nobody)
-    age_s = (datetime.now(UTC) - datetime.fromisoformat(status["at"])).total_seconds()
-    if age_s > SILENT_S:
-        raise TransientError(f"{nobody} (its last status is {age_s:.0f} s old)")
-    return status
+    try:
+        return living_status(settings)
+    except TransientError as error:
+        raise TransientError(f"{error}: there is nothing to {wish}") from None

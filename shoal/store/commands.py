@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -81,10 +82,11 @@ def plan_commands(
     collection: str,
     sequence: int,
     now: datetime,
+    repaired: Mapping[str, dict[str, Any] | BadDocument] = MappingProxyType({}),
 ) -> CommandPlan:
     """The plan for `batch`. `stored_fixes`: full rows of the fixes named by id, and of the unmerged ones of the
     scrapers concerned; `done`: ids of commands already applied; `failed`: id -> (place in the log, error) of those
-    that failed last. `sequence` goes into the job rows."""
+    that failed last. `sequence` goes into the job rows. `repaired`: id -> what a repair comes to, or why it fails."""
     plan = CommandPlan()
     fixes: dict[str, Row] = {row["id"]: row for row in stored_fixes}
     by_key: dict[FixKey, Row] = {fix_key(row): row for row in fixes.values() if row["merged_into"] is None}
@@ -117,6 +119,11 @@ def plan_commands(
                 result = _mark(item, fixes, changed)
             elif command.kind in ACTS:  # done when maintenance says so
                 result = accepted(fix_body(item)) | {"position": place(command.position)}
+            elif command.command_id in repaired:
+                came = repaired[command.command_id]
+                if isinstance(came, BadDocument):
+                    raise came
+                result = came
             else:
                 raise _invalid(f"unknown kind of command {command.kind!r}")
             plan.acks.append(Ack(Outcome.INDEXED))

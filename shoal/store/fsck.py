@@ -62,7 +62,7 @@ class Repair(StrEnum):
     """What mends it."""
 
     WRITER = "writer"  # `shoal check --repair`: the writer looks again and mends it
-    REPLAY = "replay"  # the message once more (`--repair` does), else the file
+    REPLAY = "replay"  # the message once more (`shoal replay`), else the file
     UPKEEP = "upkeep"  # a running writer does it by itself
     BACKUP = "backup"  # nothing of ours: a backup, or new tables from the log
 

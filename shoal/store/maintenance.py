@@ -116,6 +116,18 @@ class Maintenance:
         """Whether a build goes on beside the writer: its end is worth a look every second."""
         return self._keeper.building is not None
 
+    def rebuild(self, kind: TableKind, name: str) -> None:
+        """Queue: drop an index that is damaged, and make it anew."""
+        self._steps.append(partial(self._drop, kind, name))
+        self._steps.extend(self._index_steps(AT_ONCE))
+        self._commits = self._compact_commits  # the others come with the next round
+
+    def _drop(self, kind: TableKind, name: str, epoch: int) -> str | None:
+        if name not in self._indexed(kind):
+            return None
+        self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
+        return f"dropped {name} of {kind}, to be made anew"
+
     @property
     def is_pending(self) -> bool:
         """Whether steps are queued; after `reopened`, the ones that readers wait for."""

@@ -137,6 +137,7 @@ class FencedTable:
         self.options = options
         self.schema: pa.Schema = dataset.schema
         self.facts = collection_facts(self.schema)
+        self.has_broken_key_index = False  # its fence row was found by a scan only
         self.fence = self._read_fence()
 
     @classmethod
@@ -201,6 +202,31 @@ class FencedTable:
             found += self.rows(columns, f"{predicate} AND {also}" if also else predicate)
         return found
 
+    def scanned(self, columns: Sequence[str], column: str, keys: Sequence[str]) -> list[Row]:
+        """The rows whose `column` is one of `keys`, each with its `_rowaddr`, found by a scan and by no index: every
+        copy of a key, also where the index is not whole."""
+        wanted = [key for key in dict.fromkeys(keys) if _is_text(key)]
+        found: list[Row] = []
+        with lance_errors(f"reading {self.uri}"):
+            for start in range(0, len(wanted), LOOKUP_KEYS_MAX):
+                scanner = self.dataset.scanner(
+                    columns=list(columns), filter=in_list(column, wanted[start : start + LOOKUP_KEYS_MAX]),
+                    with_row_address=True, use_scalar_index=False,
+                )  # fmt: skip
+                found += scanner.to_table().to_pylist()
+        return found
+
+    def rows_at(self, addresses: Sequence[int]) -> dict[int, Row]:
+        """Address -> the whole row there."""
+        found: dict[int, Row] = {}
+        with lance_errors(f"reading {self.uri}"):
+            for start in range(0, len(addresses), LOOKUP_KEYS_MAX):
+                wanted = ", ".join(map(str, addresses[start : start + LOOKUP_KEYS_MAX]))
+                scanner = self.dataset.scanner(filter=f"_rowaddr IN ({wanted})", with_row_address=True)
+                for row in scanner.to_table().to_pylist():
+                    found[row.pop("_rowaddr")] = row
+        return found
+
     def count(self, predicate: str | None = None) -> int:
         with lance_errors(f"counting {self.uri}"):
             return int(self.dataset.count_rows(predicate))
@@ -216,6 +242,22 @@ class FencedTable:
                 # The fence row is in the source, and no key of it is in the predicate: it can't be deleted.
                 also = "true" if hidden else "fence IS NULL"
                 merge = merge.when_not_matched_by_source_delete(f"({delete}) AND {also}")
+            transaction, _ = merge.execute_uncommitted(table)
+            self.dataset = lance.LanceDataset.commit(self.dataset, transaction, max_retries=0)
+        self.fence = fence
+
+    def replace(self, keys: Sequence[str], rows: Sequence[Row], fence: Fence) -> None:
+        """Every row whose key is one of `keys` goes, however many there are of it, `rows` come, and the fence is set:
+        one transaction on the held version. An upsert can't do that: it changes every copy of a key. Raises as
+        `commit` does."""
+        key = KEYS[self.kind]
+        table = to_arrow([*rows, _fence_row(self.kind, fence)], self.schema)
+        # What is put must match nothing: of these columns one is null in every row (null equals nothing), and the
+        # fence's text is new.
+        on = [key, "fence", "urn"] if self.kind == "metadata" else [key, "fence"]
+        with lance_errors(f"writing {self.uri}"):
+            merge = self.dataset.merge_insert(on).when_not_matched_insert_all()
+            merge = merge.when_not_matched_by_source_delete(in_list(key, [*keys, FENCE_ID]))
             transaction, _ = merge.execute_uncommitted(table)
             self.dataset = lance.LanceDataset.commit(self.dataset, transaction, max_retries=0)
         self.fence = fence
@@ -239,6 +281,7 @@ class FencedTable:
             rows = _rows_at(earlier, self.schema.names, np.setdiff1d(before, now))
             new = _rows_at(self.dataset, (KEYS[self.kind], "fence"), np.setdiff1d(now, before))
         strangers = {row[KEYS[self.kind]] for row in new} - {row[KEYS[self.kind]] for row in rows}
+        rows = list({row[KEYS[self.kind]]: row for row in rows}.values())  # a half repair's: a key that was there twice
         self.commit(rows, fence, in_list(KEYS[self.kind], strangers) if strangers else None)
 
     def _whole_version(self, sequence: int) -> Any:
@@ -254,13 +297,34 @@ class FencedTable:
         raise PermanentError(f"{self.uri} holds half a commit and no version before it: restore it from a backup")
 
     def _read_fence(self, dataset: Any = None) -> Fence:
+        held = self.dataset if dataset is None else dataset
+        try:
+            found = self._fence_rows(held, use_index=True)
+        except TransientError:
+            found = []
+        if len(found) != 1:  # the key's index may be what is wrong
+            found = self._fence_rows(held, use_index=False)
+            self.has_broken_key_index = self.has_broken_key_index or len(found) == 1
+        if len(found) != 1:
+            raise PermanentError(f"{self.uri} holds {len(found)} fence rows, not one: restore it from a backup")
+        return Fence.from_json(found[0])
+
+    def _fence_rows(self, dataset: Any, *, use_index: bool) -> list[str]:
         with lance_errors(f"reading the fence of {self.uri}"):
-            found = (self.dataset if dataset is None else dataset).to_table(
-                columns=["fence"], filter=FENCE_PREDICATES[self.kind]
-            )
-        if found.num_rows != 1:
-            raise PermanentError(f"{self.uri} holds {found.num_rows} fence rows, not one: restore it from a backup")
-        return Fence.from_json(found["fence"][0].as_py())
+            scanner = dataset.scanner(
+                columns=["fence"], filter=FENCE_PREDICATES[self.kind], use_scalar_index=use_index
+            )  # fmt: skip
+            rows: list[str] = scanner.to_table()["fence"].to_pylist()
+        return rows
+
+    def drop_broken_key_index(self) -> None:
+        """An upsert by an index that leaves rows out inserts them again, the fence row first. The index is made anew
+        when the tables are open; nobody else is harmed by its absence."""
+        if self.has_broken_key_index:
+            with lance_errors(f"dropping the key's index of {self.uri}"):
+                self.dataset.drop_index(f"{KEYS[self.kind]}_idx")
+            self.has_broken_key_index = False
+            self.refresh()
 
 
 def _addresses(dataset: Any) -> np.ndarray[Any, np.dtype[np.uint64]]:

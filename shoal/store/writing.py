@@ -20,16 +20,18 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
-from shoal.errors import ConfigurationError, FencedError, TransientError
+from shoal.errors import BadDocument, ConfigurationError, FencedError, TransientError
 from shoal.faults import reach
-from shoal.records import SCRAPER_COLLECTION, Ack, Deletion, EmbeddedCommand, Progress, Writable
+from shoal.records import SCRAPER_COLLECTION, Ack, Deletion, EmbeddedCommand, Outcome, Progress, Writable
 from shoal.settings import Settings
 from shoal.store.commands import CommandPlan, plan_commands
 from shoal.store.fence import Fence
 from shoal.store.lookups import stored_commands, stored_documents
 from shoal.store.maintenance import Maintenance
 from shoal.store.planning import TEXT_DROPPED, CommitPlan, plan
+from shoal.store.repairing import RepairPlan, Rewrite, is_repair, read_repair, wanted
 from shoal.store.retention import LOOK_EVERY, Expired, Retention
 from shoal.store.rows import Row
 from shoal.store.schemas import (
@@ -105,6 +107,7 @@ class _Planned:
 
     documents: CommitPlan = field(default_factory=CommitPlan)
     commands: CommandPlan = field(default_factory=CommandPlan)
+    repair: RepairPlan = field(default_factory=RepairPlan)
     acks: list[Ack] = field(default_factory=list)
 
 
@@ -159,6 +162,9 @@ class TableWriter:
             _refuse_other(table, facts)
         if stored := next((table for table in found.values() if table is not None), None):
             facts = replace(facts, dtype=stored.facts.dtype)  # the setting is for new collections only
+        for table in found.values():
+            if table is not None:
+                table.drop_broken_key_index()
         tables: dict[TableKind, FencedTable] = {}
         for kind, table in found.items():
             tables[kind] = table or FencedTable.create(kind, places[kind], storage_options, facts)
@@ -183,6 +189,8 @@ class TableWriter:
         may have landed; applying it again is safe), ConfigurationError where a vector is of another model or
         the storage refuses us, and ValueError or TypeError where a row can't be stored: halve the batch.
         """
+        if len(batch) > 1 and any(map(is_repair, batch)):
+            return [ack for run in _runs(batch) for ack in self.apply(run, progress, now)]
         for item in batch:
             if not isinstance(item, Deletion) and item.model is not None and item.model != self._facts.model:
                 raise ConfigurationError(
@@ -211,6 +219,10 @@ class TableWriter:
             self._maintenance.committed(len(planned.documents.chunks))
             if planned.commands.jobs:
                 self._maintenance.asked()
+            if planned.repair.tables:
+                self._documents = self._metadata.count(IS_CURRENT)
+            for kind, name in planned.repair.indexes:
+                self._maintenance.rebuild(kind, name)
             self._publish()
             return [replace(ack, commit_sequence=sequence) for ack in planned.acks]
         raise TransientError(f"{ATTEMPTS_MAX} commits in a row were refused by others' changes: try again")
@@ -297,6 +309,9 @@ class TableWriter:
 
     def _write(self, planned: _Planned, fence: Fence) -> None:
         documents, commands = planned.documents, planned.commands
+        if planned.repair.tables:
+            self._rewrite(planned.repair, commands.jobs, fence)
+            return
         if documents.touches_chunks:
             reach("writer.before_chunks")
             other = in_list("metadata_id", documents.replaced) if documents.replaced else None
@@ -310,6 +325,19 @@ class TableWriter:
         reach("writer.after_metadata")
         if commands.jobs:
             self._jobs.commit(commands.jobs, fence)
+
+    def _rewrite(self, repair: RepairPlan, jobs: list[Row], fence: Fence) -> None:
+        """A repair, in the order of every batch; each table by itself is right after it, whatever is cut off."""
+        for kind in ("vectors", "fixes"):
+            if change := repair.tables.get(kind):
+                self._tables[kind].replace(change.keys, change.put, fence)
+        reach("writer.before_metadata")
+        change = repair.tables.get("metadata", Rewrite())
+        self._metadata.replace(change.keys, change.put, fence)
+        ids = {job["command_id"] for job in jobs}
+        change = repair.tables.get("jobs", Rewrite())
+        put = [row for row in change.put if row["command_id"] not in ids]
+        self._jobs.replace([*change.keys, *ids], [*put, *jobs], fence)
 
     def _restamped(self, documents: CommitPlan, fence: Fence) -> list[Row]:
         """Stored rows whose place in history changes; a row in history keeps no vector."""
@@ -337,9 +365,18 @@ class TableWriter:
             planned.documents = plan(documents, stored, self._facts, self._collection, now)
         if commands:
             fixes, done, failed = stored_commands(self._fixes, self._jobs, commands)
+            repaired: dict[str, dict[str, Any] | BadDocument] = {}
+            if is_repair(commands[0]) and commands[0].command.collection == self._collection:
+                try:
+                    planned.repair = read_repair(self._tables, wanted(commands[0]), now)
+                    repaired[commands[0].command.command_id] = planned.repair.result
+                except BadDocument as error:
+                    repaired[commands[0].command.command_id] = error
             planned.commands = plan_commands(
-                commands, fixes, done, failed, self._facts, self._collection, sequence, now
+                commands, fixes, done, failed, self._facts, self._collection, sequence, now, repaired
             )
+            if planned.commands.acks[0].outcome is not Outcome.INDEXED:  # applied before, or refused
+                planned.repair = RepairPlan()
         of_documents, of_commands = iter(planned.documents.acks), iter(planned.commands.acks)
         planned.acks = [next(of_commands if isinstance(item, EmbeddedCommand) else of_documents) for item in batch]
         return planned
@@ -356,6 +393,17 @@ class TableWriter:
             unindexed_rows=self._maintenance.unindexed_rows,
             maintenance=self._maintenance.last,
         )
+
+
+def _runs(batch: Sequence[Writable]) -> list[list[Writable]]:
+    """`batch` in its order, each repair by itself: it plans from what is stored, not from what comes with it."""
+    runs: list[list[Writable]] = []
+    for item in batch:
+        if runs and not is_repair(item) and not is_repair(runs[-1][0]):
+            runs[-1].append(item)
+        else:
+            runs.append([item])
+    return runs
 
 
 def _refuse_other(table: FencedTable | None, facts: CollectionFacts) -> None:

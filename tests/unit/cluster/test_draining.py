@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from shoal.cluster.cli import main
-from shoal.cluster.draining import NOTICE_S, SILENT_S, request_drain, wanted
+from shoal.cluster.draining import NOTICE_S, request_drain, wanted
+from shoal.cluster.living import SILENT_S
 from shoal.cluster.output import Exit
 from shoal.errors import TransientError
 from shoal.settings import Settings, load

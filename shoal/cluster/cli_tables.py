@@ -1,0 +1,58 @@
+"""`shoal export` and `shoal import-lancedb`: the tables out as Parquet, and tables of an earlier index in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shoal.cluster.cli_options import DataDir, Output, format_of, settings_with
+from shoal.errors import ConfigurationError
+
+
+def export(
+    to: Annotated[Path, typer.Option(help="Directory to make; it must not be there yet.")],
+    table: Annotated[str, typer.Option(help="metadata, vectors or all.", metavar="metadata|vectors|all")] = "all",
+    since: Annotated[str, typer.Option(help="Only documents indexed since: a time, or an age (2h, 3d).")] = "",
+    include_superseded: Annotated[
+        bool, typer.Option("--include-superseded", help="Earlier versions too (metadata only: they have no chunks).")
+    ] = False,
+    no_vectors: Annotated[bool, typer.Option("--no-vectors", help="Without the embeddings.")] = False,
+    output: Output = "table",
+    data_dir: DataDir = None,
+) -> None:
+    """Write the tables (LANCEDB_PATH) as Parquet files with a manifest, all of one moment.
+
+    Works with or without a running Shoal and changes nothing in the tables. The directory appears when it is whole:
+    the files, and manifest.json with versions, row counts and sha256. docs/check.md.
+    """
+    from datetime import UTC, datetime
+
+    from shoal.cluster.dead_letters import moment
+    from shoal.cluster.output import Format, emit_json, emit_rows, err, say
+    from shoal.store.exporting import export as run
+    from shoal.store.schemas import TableKind
+    from shoal.store.writing import storage_options
+
+    form, settings = format_of(output), settings_with(data_dir=data_dir)
+    kinds: dict[str, tuple[TableKind, ...]] = {
+        "all": ("metadata", "vectors"), "metadata": ("metadata",), "vectors": ("vectors",),
+    }  # fmt: skip
+    if table not in kinds:
+        raise ConfigurationError(f"--table {table}: choose metadata, vectors or all")
+    now = datetime.now(UTC)
+    try:
+        from_time = moment(since, now)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"--since: {error}") from None
+    with err.status("opening the tables") as status:
+        done = run(
+            settings.tables_uri, storage_options(settings), to, kinds=kinds[table], since=from_time,
+            include_superseded=include_superseded, with_vectors=not no_vectors, now=now, progress=status.update,
+        )  # fmt: skip
+    if form is Format.json:
+        emit_json(done.manifest)
+    else:
+        emit_rows(done.manifest["tables"], ("table", "file", "rows", "size_bytes", "sha256"))
+        say(f"exported to {done.directory}, as of commit {done.manifest['commit_sequence']}")
