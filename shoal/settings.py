@@ -241,6 +241,17 @@ class Settings(BaseSettings):
     boost_identifier: bool = Field(
         True, description="A document whose id, urn, path or hash is the query itself comes first."
     )
+    rerank_url: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="A reranker's full URL, for searches with `rerank`; empty: none."
+    )
+    rerank_form: Literal["tei", "cohere"] = Field(
+        "tei", description="What it speaks: Text Embeddings Inference (texts) or Cohere (documents)."
+    )
+    rerank_model: str = Field("", description="Its model, where it wants one named (cohere).")
+    rerank_api_key: SecretStr | None = Field(None, description="Its key, sent as a bearer token.")
+    rerank_timeout_s: float = Field(
+        1.0, gt=0, le=10, description="How long a search waits for it; later it answers without, with a note."
+    )
 
     # --- serving ------------------------------------------------------------------------------
     http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")

@@ -49,6 +49,7 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
     from shoal.serve_apps.commands import Commands
     from shoal.serve_apps.index_provider import IndexProvider
     from shoal.serve_apps.query_vectors import QueryVectors
+    from shoal.serve_apps.reranking import Reranker
     from shoal.serve_apps.search_service import SearchService
     from shoal.sources.kafka import open_producer
     from shoal.store.search import SearchIndex
@@ -61,6 +62,7 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
         Commands(partial(open_producer, settings), settings.command_topic),
         partial(read_state, settings, "status.json"),
         Defaults.of(settings),
+        Reranker.of(settings),
     )
 
 

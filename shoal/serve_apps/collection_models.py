@@ -63,6 +63,9 @@ class CollectionSearch(Request):
         description="Spread near-duplicates: 1 orders by score alone, towards 0 by difference. Absent: off.",
     )  # fmt: skip
     boosts: BoostsAsked | None = Field(None, description="What metadata adds to a match; absent: as configured.")
+    rerank: bool = Field(
+        False, description="Let the configured reranker order the best results; one page, without a cursor."
+    )
     explain: bool = Field(False, description="Say how each result was ranked, by which plan, and in what time.")
     wait_token: str | None = Field(
         None, pattern=r"^\d{1,18}$", description="A commit sequence: wait until the index has seen it."
@@ -72,6 +75,10 @@ class CollectionSearch(Request):
     def _check(self) -> Self:
         if self.mode and not self.query:
             raise InvalidParameter("mode", "needs a query; leave it out to filter only")
+        if self.rerank and not self.query:
+            raise InvalidParameter("rerank", "needs a query")
+        if self.rerank and self.cursor:
+            raise InvalidParameter("rerank", "orders the best results of a query, which are one page: leave out cursor")
         return self
 
 

@@ -9,8 +9,8 @@ TransientError while there are no tables.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from shoal.records import Vector
@@ -19,6 +19,7 @@ from shoal.serve_apps.degrading import mode_and_vector
 from shoal.serve_apps.freshness import Lag, freshness_of
 from shoal.serve_apps.models import QueryType
 from shoal.serve_apps.query_vectors import QueryVectors
+from shoal.serve_apps.reranking import CANDIDATES_MAX, Reranker, SkippedError
 from shoal.settings import Settings
 from shoal.store.boosts import DAY_S, NO_BOOSTS, Boosts
 from shoal.store.conditions import FILTERS
@@ -62,8 +63,14 @@ class CollectionSearches:
     """One per replica."""
 
     def __init__(
-        self, index: Callable[[], Awaitable[Index]], vectors: QueryVectors, lag: Lag, defaults: Defaults
+        self,
+        index: Callable[[], Awaitable[Index]],
+        vectors: QueryVectors,
+        lag: Lag,
+        defaults: Defaults,
+        reranker: Reranker | None,
     ) -> None:
+        self._reranker = reranker
         self._index = index
         self._defaults = defaults
         self._vectors = vectors
@@ -84,6 +91,9 @@ class CollectionSearches:
             mode, vector = await mode_and_vector(
                 self._vectors, index.model, asked.query, asked.mode or "hybrid", asked.cursor, warnings
             )
+        reranks = asked.rerank and self._reranker is not None
+        if asked.rerank and not reranks:
+            warnings.append("no reranker is configured (rerank_url): these results are not reranked")
         page = await index.search(
             SearchRequest(
                 collection=name,
@@ -91,7 +101,7 @@ class CollectionSearches:
                 query=asked.query,
                 vector=vector,
                 filters=filters,
-                limit=asked.limit,
+                limit=max(asked.limit, CANDIDATES_MAX) if reranks else asked.limit,
                 cursor=asked.cursor,
                 explain=asked.explain,
                 fusion=self._defaults.fusion,
@@ -103,17 +113,43 @@ class CollectionSearches:
                 wait_sequence=int(asked.wait_token) if asked.wait_token else None,
             )
         )
+        hits, rerank_ms = page.hits, 0.0
+        if reranks and hits:
+            asked_at = time.perf_counter()
+            hits = (await self._reranked(asked.query or "", hits, warnings))[: asked.limit]
+            rerank_ms = round(1000 * (time.perf_counter() - asked_at), 2)
+        timings = {**page.timings_ms, **({"rerank": rerank_ms} if reranks else {})}
         return {
-            "results": [_result(hit, explain=asked.explain) for hit in page.hits],
-            "count": len(page.hits),
+            "results": [_result(hit, explain=asked.explain) for hit in hits],
+            "count": len(hits),
             "mode": page.mode,
-            "next_cursor": page.next_cursor,
+            "next_cursor": None if reranks else page.next_cursor,
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "freshness": freshness_of(page, await self._lag.now()),
             "warnings": [*warnings, *page.warnings],
             **({"facets": _facets(page.facets)} if page.facets else {}),
-            **({"explain": page.explain, "timings_ms": page.timings_ms} if asked.explain else {}),
+            **({"explain": page.explain, "timings_ms": timings} if asked.explain else {}),
         }
+
+    async def _reranked(self, query: str, hits: Sequence[Hit], warnings: list[str]) -> tuple[Hit, ...]:
+        """The best by the reranker's score, the rest behind them; as they were, with a warning, where it fails."""
+        assert self._reranker is not None
+        best, rest = hits[:CANDIDATES_MAX], hits[CANDIDATES_MAX:]
+        try:
+            scores = await self._reranker.scores(
+                query, [(hit.chunk or {}).get("content_summary") or "" for hit in best]
+            )
+        except SkippedError as error:
+            warnings.append(f"{error}: these results are not reranked")
+            return tuple(hits)
+        order = sorted(range(len(best)), key=lambda at: -scores[at])  # stable: equals keep their order
+        moved = [
+            replace(
+                best[at], explain={**(best[at].explain or {}), "rerank": {"score": scores[at], "rank_before": at + 1}}
+            )
+            for at in order
+        ]
+        return (*moved, *rest)
 
 
 def _result(hit: Hit, *, explain: bool) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from shoal.serve_apps.models import (
     SimilarApisQuery,
 )
 from shoal.serve_apps.query_vectors import QueryVectors
+from shoal.serve_apps.reranking import Reranker
 from shoal.sources.commands import command_id
 from shoal.store.feeds import Catalogue
 from shoal.store.filters import And, Equals, Filter, Range
@@ -84,6 +85,7 @@ class SearchService:
         commands: Commands,
         read_status: Callable[[], Any | None],
         defaults: Defaults | None = None,
+        reranker: Reranker | None = None,
     ) -> None:
         self._index = index
         self._vectors = vectors
@@ -91,7 +93,7 @@ class SearchService:
         self._read_status = read_status
         self._lag = Lag(read_status)
         self._defaults = defaults or Defaults()
-        self._collections = CollectionSearches(index, vectors, self._lag, self._defaults)
+        self._collections = CollectionSearches(index, vectors, self._lag, self._defaults, reranker)
 
     async def scrapes_search(self, parameters: ScrapeSearch | Mapping[str, Any]) -> dict[str, Any]:
         """One page of documents: by filters alone, or with a query the documents of the best chunks."""

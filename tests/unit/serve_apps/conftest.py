@@ -19,6 +19,7 @@ from shoal.records import Vector
 from shoal.serve_apps.collection_search import Defaults
 from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.query_vectors import QueryVectors
+from shoal.serve_apps.reranking import Reranker
 from shoal.serve_apps.rest import create_rest
 from shoal.serve_apps.search_service import SearchService
 from shoal.store.facets import Facets
@@ -162,6 +163,7 @@ class Stand:
     status: Any = None
     tables_error: Exception | None = None
     defaults: Defaults = field(default_factory=Defaults)
+    reranker: Reranker | None = None
 
     def service(self) -> SearchService:
         async def open_index() -> FakeIndex:
@@ -175,7 +177,9 @@ class Stand:
             return self.status
 
         vectors = QueryVectors(self.embedder, deadline_s=0.05)
-        return SearchService(open_index, vectors, Commands(self.log.open, "commands"), read_status, self.defaults)
+        return SearchService(
+            open_index, vectors, Commands(self.log.open, "commands"), read_status, self.defaults, self.reranker
+        )
 
     def app(self) -> FastAPI:
         return create_rest(self.service())
