@@ -18,16 +18,16 @@ PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shel
 SYNCED := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit fmt bench chaos simulate
+.PHONY: help demo test check lint unit fmt bench bench-store chaos simulate twice
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(SYNCED) ## Watch sample scrapes become searchable (ARGS=--exit: end after the tour)
 	@.venv/bin/shoal demo $(ARGS)
 
 test: lint ## All checks and all tests: unit, contract, integration (ARGS=... goes to pytest)
-	@.venv/bin/pytest $(ARGS)
+	@$(if $(ARGS),.venv/bin/pytest $(ARGS),.venv/bin/python -m tests.lanes)
 
 check: lint unit ## Format, lint, types, import rules and unit tests: the quick round
 
@@ -46,8 +46,14 @@ simulate: $(SYNCED) ## Simulate the flow with faults (SEEDS=5000; ARGS="--seed N
 bench: $(SYNCED) ## Measure the whole pipeline against its budgets (ARGS=--help says how)
 	@.venv/bin/python -m bench.ingest $(ARGS)
 
+bench-store: $(SYNCED) ## Measure tables and search core by themselves (ARGS=--quick: a minute; ARGS=--help)
+	@.venv/bin/python -m bench.store $(ARGS)
+
 chaos: $(SYNCED) ## Kill it KILLS times (SEED=n) while it works; nothing may be lost or doubled (ARGS=--help)
 	@.venv/bin/python -m tests.chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
+
+twice: $(SYNCED) ## Index all of the shared real data over and over, shuffled: the tables are those of once
+	@SHOAL_TEST_SHARE=1 .venv/bin/pytest tests/integration/test_real_data_twice.py $(ARGS)
 
 fmt: $(SYNCED) ## Format the code and mend what the linter can
 	@.venv/bin/ruff check --fix --quiet . ; .venv/bin/ruff format .

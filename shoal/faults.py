@@ -24,6 +24,8 @@ POINTS = (
     "writer.compacting",
     "writer.indexing",
     "writer.cleaning",
+    "writer.snapshotting",
+    "writer.expiring",
     "reader.before_commit",
     "reader.after_commit",
     "reader.before_dead_letter",

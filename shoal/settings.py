@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -29,6 +29,15 @@ def _names(*names: str) -> AliasChoices:
     """The first that is set wins. The field's own name (shoal.toml, options) stands last: as an environment
     variable, where case does not count, it may equal an unprefixed name."""
     return AliasChoices(*names)
+
+
+class RetentionRule(BaseModel):
+    """What is kept of a dataset; None: no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keep_days: float | None = Field(None, gt=0, le=36_500)
+    keep_versions: int | None = Field(None, ge=1)
 
 
 class Settings(BaseSettings):
@@ -154,6 +163,30 @@ class Settings(BaseSettings):
     commit_linger_ms: int = Field(250, ge=0, description="Age that closes a commit.")
     compact_commits: int = Field(40, ge=2, description="Commits between two compactions.")
     cleanup_age_s: float = Field(3600.0, ge=600.0, description="Age of table versions that cleanup may remove.")
+    as_of_days: float = Field(
+        7.0, ge=0, le=3650, description="Days for which a search can ask for an older state of the index; 0: none."
+    )
+    as_of_interval_s: float = Field(
+        900.0, ge=1.0, description="Least time between two kept states; at most half of `cleanup_age_s` is used."
+    )
+    as_of_disk_factor: float = Field(
+        1.0, ge=0, le=100, description="Disk that older states may take, as a factor of the current data; oldest go."
+    )
+    as_of_bytes_min: int = Field(
+        512 * MIB, ge=0, description="Disk that older states may take in any case, however small the tables are."
+    )
+    retention: Annotated[dict[str, RetentionRule], NoDecode] = Field(
+        default_factory=dict,
+        description='What is kept, JSON: {"dataset or prefix*": {"keep_days": N, "keep_versions": M}}; else all is.',
+    )
+    superseded_keep_days: float = Field(
+        90.0, ge=0, le=36_500, description="Days for which an older version of a document is kept; 0: for ever."
+    )
+    log_retention_days: float = Field(
+        30.0, ge=0, le=36_500,
+        description="The longest that any log (dead letters too) can deliver a message again; what remembers a "
+        "deletion is kept as long. 0: for ever (compacted or endless topics).",
+    )  # fmt: skip
     hang_s: float = Field(
         60.0, ge=5.0, description="An actor that answers nothing, or whose loop stands still, for so long is replaced."
     )
@@ -169,6 +202,16 @@ class Settings(BaseSettings):
     index_rows_min: int = Field(
         20_000, ge=256, description="Below this many chunks a search is exact, without an index."
     )
+    vector_dtype: Literal["float32", "float16"] = Field(
+        "float32", description="How new collections store vectors; float16 halves them. Existing ones stay as they are."
+    )
+    index_kind: Literal["ivf_pq", "ivf_rq", "ivf_hnsw_sq", "flat"] = Field(
+        "ivf_pq", description="Vector index: smallest; quicker to build; best recall, most memory; none."
+    )
+    index_interval_s: float = Field(
+        600.0, ge=0, description="Least rest between two builds of an index; four times its length where that is more."
+    )
+    index_cores_share: float = Field(0.5, gt=0, le=1, description="Share of the cores that a build may use.")
 
     # --- recall and caches --------------------------------------------------------------------
     recall_target: float = Field(
@@ -184,6 +227,19 @@ class Settings(BaseSettings):
     )
     metadata_cache_bytes: int = Field(
         128 * MIB, ge=16 * MIB, description="Memory for manifests and statistics in each process that searches."
+    )
+
+    # --- searching ----------------------------------------------------------------------------
+    search_fusion: Literal["weighted", "rrf"] = Field(
+        "weighted", description="How a hybrid search joins meaning and words: 70/30 of their scores, or by ranks."
+    )
+    boost_recency: float = Field(0.0, ge=0, le=10, description="Weight of being new in every ranking; 0: off.")
+    boost_recency_half_life_days: float = Field(30.0, gt=0, le=36_500, description="Days in which being new halves.")
+    boost_title: float = Field(
+        0.0, ge=0, le=10, description="Weight of the query's words in the title in every ranking; 0: off."
+    )
+    boost_identifier: bool = Field(
+        True, description="A document whose id, urn, path or hash is the query itself comes first."
     )
 
     # --- serving ------------------------------------------------------------------------------
@@ -203,10 +259,18 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("kafka_properties", "s3_event_rules", mode="before")
+    @field_validator("kafka_properties", "s3_event_rules", "retention", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value or "{}") if isinstance(value, str) else value
+
+    @field_validator("retention")
+    @classmethod
+    def _datasets(cls, value: dict[str, RetentionRule]) -> dict[str, RetentionRule]:
+        for name in value:
+            if not name or "*" in name[:-1]:
+                raise ValueError(f"{name!r} is neither a dataset nor a prefix with one * at its end")
+        return value
 
     @field_validator("kafka_topics")
     @classmethod

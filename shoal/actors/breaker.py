@@ -17,7 +17,9 @@ OPEN_AFTER = 5
 FIRST_PAUSE_S, PAUSE_MAX_S = 1.0, 15.0
 PROBE_S = 120.0
 """A probe without a result for so long counts for nothing: another may try. Above any time limit of a request."""
-WAIT_S = 1.0  # between two looks of those that wait for a probe
+TOLD_PAUSE_S = (0.5, 60.0)
+"""Bounds of a pause that the system itself asked for: it knows, and a growing pause of ours would only add to it."""
+WAIT_S = 0.5  # between two looks of those that wait for a probe
 
 
 @dataclass(slots=True)
@@ -74,12 +76,13 @@ class Breakers:
             if breaker.failures < OPEN_AFTER:
                 return
             breaker.opened_at = now
-        elif was_probe:
-            breaker.pause_s = min(PAUSE_MAX_S, 2 * breaker.pause_s)
-        else:
+        elif not was_probe:
             return  # began before it opened: says nothing new
+        elif retry_after_s is None:
+            breaker.pause_s = min(PAUSE_MAX_S, 2 * breaker.pause_s)
         breaker.prober = None
-        breaker.due_at = now + max(breaker.pause_s, min(retry_after_s or 0.0, 4 * PAUSE_MAX_S))
+        told_s = None if retry_after_s is None else min(max(retry_after_s, TOLD_PAUSE_S[0]), TOLD_PAUSE_S[1])
+        breaker.due_at = now + (breaker.pause_s if told_s is None else told_s)
 
     def left(self, dependency: str, key: str) -> None:
         """`key` asks no more (it ended, or was abandoned): it blocks nobody."""

@@ -33,11 +33,11 @@ FIX_TEXT_FIELDS = ("error_type", "error_message", "summary")
 class Embedder:
     """Plain class; `EmbedderActor` is its Ray shell."""
 
-    def __init__(self, settings: Settings, model: str) -> None:
+    def __init__(self, settings: Settings, model: str, width: int) -> None:
         configure_logging(settings)
         self._started = time.monotonic()
         cache = EmbeddingCache(settings.home / "cache" / "embeddings.sqlite", settings.embedding_cache_bytes_max)
-        self._service = EmbeddingService(create_model(settings, model), cache)
+        self._service = EmbeddingService(create_model(settings, model, width=width), cache)
         self._model = model
         self._lease = LeaseKeeper("embedder", settings.lease_s)
         self._pulse = Pulse()

@@ -81,6 +81,7 @@ class Reader:
         self._ended = 0
         self._fatal: KafkaError | None = None
         self._turns, self._loop_pulse = Pulse(), Pulse()
+        self._rejoining = threading.Event()
         self._stopping = threading.Event()
         self._stopped = threading.Event()
         self._drain_until = 0.0
@@ -110,6 +111,10 @@ class Reader:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             threading.Thread(target=self._main, name="consumer", daemon=True).start()
+
+    async def rejoin(self) -> None:
+        """Leave the group and join it anew, so that it assigns every partition (shoal.cluster.ownership)."""
+        self._rejoining.set()
 
     async def drain(self, timeout_s: float) -> int:
         """Take nothing new, finish and commit what is in flight within `timeout_s`, leave the group.
@@ -164,8 +169,7 @@ class Reader:
         callbacks = {"on_commit": self._on_commit, "error_cb": self._on_error}
         consumer = Consumer(consumer_config(self._settings, self._connection.brokers, self._name) | callbacks)
         self._survey = Survey(consumer)
-        topics = [*self._settings.kafka_topics, self._settings.command_topic]
-        consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
+        self._subscribe(consumer)
         committed_at = watermarks_at = 0.0
         while not self._stopping.is_set():
             self._turns.beat()
@@ -183,7 +187,16 @@ class Reader:
                 watermarks_at = now
                 self._measure(consumer)
             self._hold_back(consumer)
+            if self._rejoining.is_set():
+                self._rejoining.clear()
+                log.warning("%s: joins the group anew, since a partition has no owner", self._name)
+                consumer.unsubscribe()  # what it has is drained, committed and given up, as in any rebalance
+                self._subscribe(consumer)
         self._leave(consumer)
+
+    def _subscribe(self, consumer: Consumer) -> None:
+        topics = [*self._settings.kafka_topics, self._settings.command_topic]
+        consumer.subscribe(topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def _leave(self, consumer: Consumer) -> None:
         """Finish what is in flight, then close: closing revokes, and revoking drains and commits."""

@@ -36,6 +36,7 @@ Result = TypeVar("Result")
 COMMIT_S = 120.0
 """A commit takes milliseconds on disk, seconds on S3; Lance gives up a silent store by itself before this."""
 IDLE_UPKEEP_S = 60.0
+BUILD_LOOK_S = 1.0  # while an index is built beside the writer
 UPKEEP_S = 3600.0
 """A vector index of millions of rows trains for many minutes, and is no stall."""
 
@@ -238,8 +239,9 @@ class Writer:
 
     async def _idle(self) -> None:
         """Until something arrives, or upkeep may be due by its age."""
+        is_building = self._tables is not None and self._tables.is_building
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._arrived.wait(), IDLE_UPKEEP_S)
+            await asyncio.wait_for(self._arrived.wait(), BUILD_LOOK_S if is_building else IDLE_UPKEEP_S)
 
     async def _maintain(self) -> bool:
         """One bounded step of maintenance between commits, while no commit is staged; whether there may be more."""

@@ -70,14 +70,18 @@ class Shoal:
         include_superseded: bool = False,
         wait_token: str | None = None,
         explain: bool = False,
+        as_of: str | None = None,
     ) -> Body:
-        """One page: {results, count, query_type, next_cursor, took_ms, indexed_through, warnings}."""
+        """One page: {results, count, query_type, next_cursor, took_ms, indexed_through, warnings}.
+
+        `as_of`: a commit sequence or a time; the index as it was, and the answer's `as_of` says which state that is.
+        """
         parameters = {
             "query": query, "data_source": data_source, "data_type": data_type, "dataset": dataset,
             "environment": environment, "scraper_name": scraper_name, "file_format": file_format,
             "start_date": start_date, "end_date": end_date, "hash": hash, "mode": mode, "limit": limit,
             "cursor": cursor, "include_superseded": include_superseded or None, "wait_token": wait_token,
-            "explain": explain or None,
+            "explain": explain or None, "as_of": as_of,
         }  # fmt: skip
         given = {name: value for name, value in parameters.items() if value is not None}
         return self._ask("GET", "/api/v1/scrapes/search", params=given)

@@ -22,6 +22,8 @@ def show_results(answer: Mapping[str, Any], form: Format) -> None:
     emit_rows(rows, RESULT_COLUMNS if any(row.get("score") for row in rows) else RESULT_COLUMNS[1:])
     more = ", more with --output json and its next_cursor" if answer.get("next_cursor") else ""
     say(f"{answer['count']} results ({answer['query_type']}, {answer['took_ms']} ms{more})")
+    if state := answer.get("as_of"):
+        say(f"as of commit {state['commit_sequence']}, {state['committed_at'] or 'before any commit'}")
     for warning in answer.get("warnings") or ():
         say(f"note: {warning}")
 

@@ -14,6 +14,7 @@ import typer
 
 from shoal import __version__
 from shoal.cluster.cli_dead_letters import dlq_app
+from shoal.cluster.cli_index import index_app
 from shoal.cluster.cli_options import DataDir, Output, format_of, settings_with
 from shoal.errors import ConfigurationError, ShoalError, TransientError
 
@@ -111,6 +112,7 @@ def search(
     file_hash: Annotated[str, typer.Option("--hash", help="sha256 of the file.")] = "",
     mode: Annotated[str, typer.Option(help="vector, keyword or hybrid.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 10,
+    as_of: Annotated[str, typer.Option("--as-of", help="The index as it was at a time (UTC), or at a commit.")] = "",
     output: Output = "table",
     url: Url = "",
 ) -> None:
@@ -121,6 +123,7 @@ def search(
     asked: dict[str, Any] = {
         "query": query, "data_source": source, "data_type": data_type, "dataset": dataset, "start_date": start,
         "end_date": end, "hash": file_hash, "mode": mode, "limit": limit,
+        "as_of": as_of,
     }  # fmt: skip
     show_results(_client(url).search(**{name: value for name, value in asked.items() if value}), form)
 
@@ -204,8 +207,17 @@ app.command()(recall)
 for _command in (cli_log.verify, cli_log.replay, cli_log.backfill):
     app.command()(_command)
 
+from shoal.cluster import cli_check  # noqa: E402 - light: the tables by themselves
+
+app.command()(cli_check.check)
+
+
+from shoal.cluster.cli_eval import evaluate  # noqa: E402 - light: a command of its own
+
+app.command("eval")(evaluate)
 
 app.add_typer(dlq_app, name="dlq")
+app.add_typer(index_app, name="index")
 
 
 def _client(url: str) -> Shoal:

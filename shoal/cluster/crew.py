@@ -237,6 +237,17 @@ class Crew:
             for member in self._members
         }
 
+    @property
+    def readers(self) -> list[str]:
+        """Who reads from the log."""
+        return [member.name for member in self._members if member.post.reads]
+
+    def rejoin(self, name: str) -> None:
+        """Have a reader join its group anew; nobody waits for it."""
+        for member in self._members:
+            if member.name == name and member.handle is not None and member.watched.state is State.RUNNING:
+                _called(member.handle, "rejoin").add_done_callback(_retrieve)
+
     async def drain(self, timeout_s: float) -> dict[str, int]:
         """Readers take nothing new, finish what is in flight, commit and leave the group; none is created again.
 

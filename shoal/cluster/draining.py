@@ -66,7 +66,7 @@ def request_drain(
 
     Raises TransientError where no supervisor has written a status lately, or the store does not answer.
     """
-    status = _living(settings)
+    status = living(settings)
     life, under_way = str(status.get("life", "")), status.get("drain")
     if under_way:  # asked for already: one drain is enough
         request_id = under_way["id"]
@@ -75,7 +75,7 @@ def request_drain(
         write_state(settings, REQUEST, {"id": request_id, "life": life, "timeout_s": timeout_s})
     deadline = clock() + timeout_s + NOTICE_S
     while clock() < deadline:
-        status = _living(settings)
+        status = living(settings)
         if status.get("life") != life:
             raise TransientError("the service was restarted while it drained: ask again")
         drain = status.get("drain")
@@ -86,9 +86,10 @@ def request_drain(
     return {"state": "draining", "left": {name: count for name, count in in_flight.items() if count}}
 
 
-def _living(settings: Settings) -> dict[str, Any]:
+def living(settings: Settings, wish: str = "drain") -> dict[str, Any]:
+    """The status of the service that indexes into these tables. Raises TransientError where there is none."""
     status = read_state(settings, "status.json")
-    nobody = f"no Shoal indexes into {settings.tables_uri} now: there is nothing to drain"
+    nobody = f"no Shoal indexes into {settings.tables_uri} now: there is nothing to {wish}"
     if not isinstance(status, dict):
         raise TransientError(nobody)
     age_s = (datetime.now(UTC) - datetime.fromisoformat(status["at"])).total_seconds()

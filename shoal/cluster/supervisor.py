@@ -23,6 +23,7 @@ from ray import serve
 from shoal.actors.logs import configure_logging
 from shoal.cluster.crew import Crew
 from shoal.cluster.draining import Drain, wanted
+from shoal.cluster.ownership import Ownership
 from shoal.cluster.recall_watch import RecallWatch
 from shoal.cluster.status import WRITER, Facts, build_status
 from shoal.cluster.topology import posts
@@ -51,6 +52,7 @@ class Supervisor:
         self._telling: asyncio.Task[None] | None = None
         self._started_at = datetime.now(UTC)
         self._crew = Crew(posts(settings, model, width), settings.hang_s, settings.start_s)
+        self._ownership = Ownership()
         self._task: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._drain: Drain | None = None
@@ -154,6 +156,9 @@ class Supervisor:
         )
         status |= {"life": self._life, "session": self._session, "drain": self._drain.shown() if self._drain else None}
         self._previous = status
+        if self._draining is None and (name := self._ownership.look(status, self._crew.readers, time.monotonic())):
+            log.warning("partitions have no owner though every reader is well: %s joins the group anew", name)
+            self._crew.rejoin(name)
         try:
             await asyncio.to_thread(write_state, settings, "status.json", status)
         except (TransientError, OSError) as error:

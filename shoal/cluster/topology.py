@@ -54,7 +54,7 @@ def posts(settings: Settings, model: str, width: int) -> tuple[Post, ...]:
 
     return (
         Post(WRITER, lambda _: _actor(WriterActor, WRITER, 0.2, "DEFAULT", settings, model, width), starts=True),
-        Post(EMBEDDER, lambda _: _actor(EmbedderActor, EMBEDDER, 0.5, "DEFAULT", settings, model)),
+        Post(EMBEDDER, lambda _: _actor(EmbedderActor, EMBEDDER, 0.5, "DEFAULT", settings, model, width)),
         *(fetcher(fetcher_name(number)) for number in range(settings.fetchers)),
         *(reader(reader_name(number)) for number in range(settings.readers)),
     )

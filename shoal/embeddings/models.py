@@ -77,8 +77,12 @@ def default_model_name(settings: Settings) -> str:
             return f"local:{settings.model_dir.expanduser().resolve().name if settings.model_dir else PACKAGE_MODEL}"
 
 
-def create_model(settings: Settings, name: str | None = None) -> EmbeddingModel:
-    """The model called `name`, or the default for new collections. Loads weights (a second) or makes a client."""
+def create_model(settings: Settings, name: str | None = None, *, width: int | None = None) -> EmbeddingModel:
+    """The model called `name`, or the default for new collections. Loads weights (a second) or makes a client.
+
+    `width`: of its vectors, where a collection says so. With it nothing is asked of a provider here, so whoever
+    starts in an outage of the provider starts all the same.
+    """
     name = name or default_model_name(settings)
     match _split(name):
         case "local", model:
@@ -90,11 +94,11 @@ def create_model(settings: Settings, name: str | None = None) -> EmbeddingModel:
         case "openai", model:
             from shoal.embeddings.openai_model import OpenAIModel
 
-            return OpenAIModel(settings, model)
-        case _, width:
+            return OpenAIModel(settings, model, width=width)
+        case _, words:
             from shoal.embeddings.hash_model import HashModel
 
-            return HashModel(int(width))
+            return HashModel(int(words))
 
 
 def model_width(settings: Settings, name: str) -> int:

@@ -36,7 +36,7 @@ _TIMEOUT_S, _CONNECT_TIMEOUT_S = 60.0, 5.0
 
 
 class OpenAIModel:
-    """An EmbeddingModel. Building it makes a client; only a model whose width we don't know costs a request."""
+    """An EmbeddingModel. Building it makes a client; only a model whose width nobody knows costs a request."""
 
     max_input_tokens = 8191  # 8192 by the SDK's documentation, 8191 by older ones
     # The endpoint takes 2048 inputs and 300,000 tokens. More than this saves nothing and makes a failure dearer.
@@ -44,8 +44,18 @@ class OpenAIModel:
     batch_tokens_max = 60_000
     concurrency = 4
 
-    def __init__(self, settings: Settings, model: str, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises ConfigurationError without a key, and what `embed` raises where the width must be asked for."""
+    def __init__(
+        self,
+        settings: Settings,
+        model: str,
+        *,
+        width: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`width`: of the model's vectors, where it is known; every answer is held against it.
+
+        Raises ConfigurationError without a key, and what `embed` raises where the width must be asked for.
+        """
         key = settings.openai_api_key.get_secret_value() if settings.openai_api_key else ""
         if not key and not settings.openai_base_url:
             raise ConfigurationError(f"openai:{model} needs a key: set OPENAI_API_KEY (or OPENAI_BASE_URL)")
@@ -59,7 +69,7 @@ class OpenAIModel:
             timeout=openai.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
         )
         self.limiter = RateLimiter(settings.openai_requests_per_minute, settings.openai_tokens_per_minute, clock())
-        self.width = OPENAI_WIDTHS.get(model) or self._request([_PROBE_TEXT], None).shape[1]
+        self.width = OPENAI_WIDTHS.get(model) or width or self._request([_PROBE_TEXT], None).shape[1]
 
     def count_tokens(self, text: str) -> int:
         """Tokens by cl100k_base: exact for OpenAI's models, a good guess for others."""

@@ -94,6 +94,13 @@ class ScrapeHit(Compact):
     content_summary: str | None = Field(None, description="Untrusted: the best matching piece of the document's text.")
 
 
+class IndexState(Compact):
+    """The index after a commit."""
+
+    commit_sequence: int
+    committed_at: str | None = None
+
+
 class ScrapeHits(Compact):
     notice: str = NOTICE
     results: list[ScrapeHit]
@@ -101,6 +108,7 @@ class ScrapeHits(Compact):
     query_type: str | None = None
     next_cursor: str | None = Field(None, description="Pass it as `cursor`, with the same arguments, for more.")
     indexed_through: str | None = Field(None, description="Time of the last commit that this answer saw.")
+    as_of: IndexState | None = Field(None, description="With as_of: the state that was searched.")
     warnings: list[str] = Field(default_factory=list)
 
 

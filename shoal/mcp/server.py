@@ -31,6 +31,7 @@ from shoal.mcp.results import (
     FixPattern,
     FixPatterns,
     FixReceipt,
+    IndexState,
     ScrapeHit,
     ScrapeHits,
     SimilarApi,
@@ -161,6 +162,7 @@ def build_server(service: ServiceProtocol) -> FastMCP:
         ] = None,
         include_superseded: Annotated[bool, Field(description="Older versions of documents too.")] = False,
         cursor: Annotated[str | None, Field(max_length=4000, description="next_cursor of the page before.")] = None,
+        as_of: Annotated[Word, Field(description="The index as it was: a UTC time or a commit number.")] = None,
     ) -> ToolResult:
         """Find scraped files by source, date, hash, type, or by meaning with `query`.
 
@@ -172,6 +174,7 @@ def build_server(service: ServiceProtocol) -> FastMCP:
             "data_source": data_source, "start_date": start_date, "end_date": end_date, "query": query, "hash": hash,
             "data_type": data_type, "dataset": dataset, "scraper_name": scraper_name, "environment": environment,
             "file_format": file_format, "mode": mode, "include_superseded": include_superseded, "cursor": cursor,
+            "as_of": as_of,
         }  # fmt: skip
         body = await _asked(service.scrapes_search({**arguments, "limit": limit}))
         hits = _hits(body)
@@ -184,6 +187,9 @@ def build_server(service: ServiceProtocol) -> FastMCP:
                 results=[ScrapeHit(**hit) for hit in hits],
                 count=len(hits),
                 **pick(body, ("query_type", "next_cursor", "indexed_through", "warnings"), {"next_cursor": 4000}),
+                as_of=IndexState(**pick(state, ("commit_sequence", "committed_at")))
+                if (state := body.get("as_of"))
+                else None,
             )
         )
 

@@ -45,6 +45,7 @@ class RootSlash:
 
 
 def _service(settings: Settings, embedder: Any) -> SearchService:
+    from shoal.serve_apps.collection_search import Defaults
     from shoal.serve_apps.commands import Commands
     from shoal.serve_apps.index_provider import IndexProvider
     from shoal.serve_apps.query_vectors import QueryVectors
@@ -59,6 +60,7 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
         QueryVectors(embed_through(embedder)),
         Commands(partial(open_producer, settings), settings.command_topic),
         partial(read_state, settings, "status.json"),
+        Defaults.of(settings),
     )
 
 

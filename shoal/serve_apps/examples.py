@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi import FastAPI
+
+from shoal.serve_apps import collection_models
 from shoal.serve_apps.models import FixPatternsQuery, FixReport
 
 Responses = dict[int | str, dict[str, Any]]
@@ -72,9 +75,77 @@ SEARCH: Responses = {
             "next_cursor": None,
             "took_ms": 12.4,
             "indexed_through": "2025-01-20T14:30:04.120000Z",
+            "freshness": {
+                "indexed_through": "2025-01-20T14:30:04.120000Z",
+                "wait_token": "412",
+                "lag_records": 3,
+                "lag_s": 0.4,
+                "unindexed_rows": {"vector": 120, "keyword": 120},
+            },
             "warnings": [],
         },
         "A page of documents; the chunk's fields only with `query`.",
+    )
+}
+COLLECTION_SEARCH_BODY = _body(
+    collection_models.body_schema(),
+    {
+        "query": "hourly load forecast by zone",
+        "filters": {"and": [{"column": "data_source", "eq": "NYISO"}, {"column": "collected_at", "gte": "2025-01-20"}]},
+        "limit": 5,
+        "facets": ["file_format"],
+        "highlight": True,
+    },
+    required=False,
+)
+COLLECTION_SEARCH: Responses = {
+    200: _json(
+        {
+            "results": [
+                {
+                    "document": _DOCUMENT,
+                    "score": 0.83,
+                    "distance": 0.34,
+                    "chunks": [
+                        {
+                            "id": "prod:nyiso_load_forecast:load_20250120_14.json#0",
+                            "chunk_index": 0,
+                            "api_endpoint": "https://example.org/api/load",
+                            "text": "NYISO hourly load forecast by zone, MW ...",
+                            "snippet": {
+                                "text": "NYISO hourly load forecast by zone, MW ...",
+                                "start": 0,
+                                "spans": [[6, 12], [13, 17], [18, 26], [30, 34]],
+                            },
+                        }
+                    ],
+                }
+            ],
+            "count": 1,
+            "mode": "hybrid",
+            "next_cursor": None,
+            "took_ms": 14.1,
+            "freshness": {
+                "indexed_through": "2025-01-20T14:30:04.120000Z",
+                "wait_token": "412",
+                "lag_records": 3,
+                "lag_s": 0.4,
+                "unindexed_rows": {"vector": 120, "keyword": 120},
+            },
+            "warnings": [],
+            "facets": {
+                "of": 412,
+                "exact": False,
+                "columns": {
+                    "file_format": {
+                        "values": [{"value": "JSON", "count": 400}, {"value": "CSV", "count": 12}],
+                        "others": 0,
+                        "missing": 0,
+                    }
+                },
+            },
+        },
+        "A page of documents; score and chunks only with `query`.",
     )
 }
 BY_HASH: Responses = {200: _json({"exists": True, "data": _DOCUMENT, "count": 1}, 'Or `{"exists": false}`.')}
@@ -206,3 +277,15 @@ INGEST: Responses = {
         "Shortened; docs/status.md explains each field.",
     )
 }
+
+
+def name_components(app: FastAPI) -> None:
+    """Adds the parts of bodies that refer to themselves (filters) to the OpenAPI document of `app`."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = made()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(collection_models.components())
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

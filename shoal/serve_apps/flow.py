@@ -25,6 +25,14 @@ def shown(status: Any) -> Any:
     return {name: value for name, value in status.items() if name != "memory"}
 
 
+def age_s(status: Any, now: datetime) -> float | None:
+    """How old `status` is in seconds; None where it does not tell its time."""
+    try:
+        return round((now - datetime.fromisoformat(status["at"])).total_seconds(), 1)
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
 def judged(status: Any, age_s: float | None) -> Json:
     """{health: ok|degraded|down|unknown, reasons}: the status's own, unless it is missing or too old to believe."""
     if not isinstance(status, Mapping) or age_s is None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from shoal.errors import PermanentError
+from shoal.serve_apps.times import time_bound
 
 QueryType = Literal["sql", "vector", "keyword", "hybrid"]
 
@@ -28,20 +29,6 @@ class InvalidParameter(PermanentError):
 
     def __str__(self) -> str:
         return f"{self.parameter}: {self.message}"
-
-
-def _time(value: str, *, is_end: bool) -> tuple[datetime, bool]:
-    """`value` as (bound in UTC, bound is exclusive). A date as end is the next midnight, exclusive: it
-    includes that day. A '+' that a URL turned into a space is put back."""
-    text = re.sub(r" (\d{2}:?\d{2})$", r"+\1", value.strip()) if "T" in value.upper() else value.strip()
-    try:
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
-            day = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
-            return (day + timedelta(days=1), True) if is_end else (day, False)
-        moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC), False
-    except (ValueError, OverflowError):
-        raise ValueError("not a date (2025-01-20) or a time (2025-01-20T14:30:00Z)") from None
 
 
 def _no_control_characters(value: object) -> object:
@@ -86,7 +73,8 @@ class Request(BaseModel):
 def invalid_parameter(error: ValidationError) -> InvalidParameter:
     """The first of pydantic's complaints, as ours."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    name = ".".join(str(part)[:60] for part in first["loc"]) or "body"
+    # Tags of a union (filter_models.py) stand in angle brackets: the caller did not write them.
+    name = ".".join(str(part)[:60] for part in first["loc"] if not str(part).startswith("<")) or "body"
     return InvalidParameter(name, first["msg"].removeprefix("Value error, "))
 
 
@@ -119,15 +107,21 @@ class ScrapeSearch(Request):
         None, pattern=r"^\d{1,18}$", description="A commit sequence: wait until the index has seen it."
     )
     explain: bool = Field(False, description="Say how each result was ranked.")
+    as_of: Text | None = Field(
+        None,
+        max_length=40,
+        description="The index as it was: a commit sequence, or a time (a date: its beginning, UTC).",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name, is_end in (("start_date", False), ("end_date", True)):
             if (value := getattr(self, name)) is not None:
                 try:
-                    _time(value, is_end=is_end)
+                    time_bound(value, is_end=is_end)
                 except ValueError as error:
                     raise InvalidParameter(name, str(error)) from None
+        _ = self.state_of
         start, end = self.collected_from, self.collected_until
         if start and end and start > end[0]:
             raise InvalidParameter("end_date", "is before start_date")
@@ -138,12 +132,27 @@ class ScrapeSearch(Request):
     @property
     def collected_from(self) -> datetime | None:
         """Inclusive lower bound of `collected_at`."""
-        return _time(self.start_date, is_end=False)[0] if self.start_date else None
+        return time_bound(self.start_date, is_end=False)[0] if self.start_date else None
 
     @property
     def collected_until(self) -> tuple[datetime, bool] | None:
         """Upper bound of `collected_at`, and whether it is exclusive."""
-        return _time(self.end_date, is_end=True) if self.end_date else None
+        return time_bound(self.end_date, is_end=True) if self.end_date else None
+
+    @property
+    def state_of(self) -> datetime | int | None:
+        """The state of the index that is asked for: a commit sequence or a time."""
+        text = (self.as_of or "").strip()
+        if not text:
+            return None
+        if re.fullmatch(r"[0-9]+", text):
+            if len(text) > 18:
+                raise InvalidParameter("as_of", "no commit sequence is so large")
+            return int(text)
+        try:
+            return time_bound(text, is_end=False)[0]
+        except ValueError as error:
+            raise InvalidParameter("as_of", f"no commit sequence (412) and {error}") from None
 
 
 class FixPatternsQuery(Request):

@@ -26,7 +26,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from shoal.errors import ConfigurationError, ShoalError, TransientError
 from shoal.serve_apps.models import InvalidParameter
 from shoal.store.cursors import CursorError
-from shoal.store.filters import QueryError
+from shoal.store.filters import FilterError, QueryError
+from shoal.store.requests import UnknownCollectionError
 
 log = logging.getLogger("shoal.rest")
 
@@ -118,8 +119,11 @@ def _framework(request: Request, error: Exception) -> Response:
 
 
 def _query(request: Request, error: Exception) -> Response:
-    """The store's own refusals: a damaged cursor, a value that no column can hold."""
-    parameter = "cursor" if isinstance(error, CursorError) else None
+    """The store's own refusals: no such collection, a damaged cursor, a value that no column can hold."""
+    if isinstance(error, UnknownCollectionError):
+        return problem(404, str(error), request_id(request))
+    named = ((CursorError, "cursor"), (FilterError, "filters"))
+    parameter = next((name for kind, name in named if isinstance(error, kind)), None)
     return problem(422, str(error), request_id(request), parameter=parameter)
 
 

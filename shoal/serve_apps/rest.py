@@ -68,6 +68,18 @@ def create_rest(service: SearchService, *, stamps: bool = True) -> FastAPI:
         body = await service.scrapes_search(parameters)
         return JsonResponse(_ignored(body, ScrapeSearch.unknown(request.query_params)))
 
+    @app.post(
+        "/api/v1/collections/{name}/search", tags=["collections"], response_class=JsonResponse,
+        dependencies=refuse_unknown, responses=examples.COLLECTION_SEARCH,
+        openapi_extra=examples.COLLECTION_SEARCH_BODY,
+    )  # fmt: skip
+    async def collection_search(
+        request: Request, name: Annotated[str, Path(max_length=200, description="The collection: scraper.")]
+    ) -> Response:
+        """The general search: filters as a tree, by meaning and words. Without `query`: newest first. What is unknown
+        in the body is refused."""
+        return JsonResponse(await service.collection_search(name, await _json_object(request, optional=True)))
+
     @app.get("/api/v1/scrapes/{hash}", tags=["scrapes"], response_class=JsonResponse, responses=examples.BY_HASH)
     async def by_hash(
         request: Request, hash: Annotated[str, Path(description="sha256 of the stored bytes, 64 hex digits.")]
@@ -139,6 +151,7 @@ def create_rest(service: SearchService, *, stamps: bool = True) -> FastAPI:
             raise HTTPException(404, "No such job yet: it is not applied, or its id is wrong. Ask again in a moment.")
         return JsonResponse(found)
 
+    examples.name_components(app)
     return app
 
 

@@ -23,7 +23,11 @@ from shoal.errors import ConfigurationError, ShoalError, TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.redaction import redact_json
 from shoal.serve_apps import flow
+from shoal.serve_apps.collection_models import CollectionSearch
+from shoal.serve_apps.collection_search import CollectionSearches, Defaults
 from shoal.serve_apps.commands import Commands
+from shoal.serve_apps.degrading import mode_and_vector
+from shoal.serve_apps.freshness import Lag, freshness_of
 from shoal.serve_apps.models import (
     FixPatternsQuery,
     FixReport,
@@ -79,11 +83,15 @@ class SearchService:
         vectors: QueryVectors,
         commands: Commands,
         read_status: Callable[[], Any | None],
+        defaults: Defaults | None = None,
     ) -> None:
         self._index = index
         self._vectors = vectors
         self._commands = commands
         self._read_status = read_status
+        self._lag = Lag(read_status)
+        self._defaults = defaults or Defaults()
+        self._collections = CollectionSearches(index, vectors, self._lag, self._defaults)
 
     async def scrapes_search(self, parameters: ScrapeSearch | Mapping[str, Any]) -> dict[str, Any]:
         """One page of documents: by filters alone, or with a query the documents of the best chunks."""
@@ -94,15 +102,9 @@ class SearchService:
         mode: QueryType = "sql"
         vector: Vector | None = None
         if asked.query:
-            mode = asked.mode or "vector"
-            if mode != "keyword":
-                try:
-                    vector = await self._vectors.of(index.model, asked.query)
-                except (TransientError, ConfigurationError) as error:  # the embedder's fault, not the question's
-                    if asked.cursor:  # the page before was ranked by meaning; words would order it differently
-                        raise
-                    mode = "keyword"
-                    warnings.append(f"{error}: these results are by keyword; page on with mode=keyword")
+            mode, vector = await mode_and_vector(
+                self._vectors, index.model, asked.query, asked.mode or "vector", asked.cursor, warnings
+            )
         page = await index.search(
             SearchRequest(
                 collection=SCRAPER_COLLECTION,
@@ -115,7 +117,10 @@ class SearchService:
                 # Who asks for a hash asks whether we have, or had, these bytes.
                 include_superseded=asked.include_superseded or (mode == "sql" and asked.hash is not None),
                 explain=asked.explain,
+                fusion=self._defaults.fusion,
+                boosts=self._defaults.boosts,
                 wait_sequence=int(asked.wait_token) if asked.wait_token else None,
+                as_of=asked.state_of,
             )
         )
         return {
@@ -125,9 +130,15 @@ class SearchService:
             "next_cursor": page.next_cursor,
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "indexed_through": page.freshness.committed_at,
+            "freshness": freshness_of(page, await self._lag.now()),
             "warnings": [*warnings, *page.warnings],
+            **({"as_of": page.as_of.shown()} if page.as_of else {}),
             **({"explain": page.explain, "timings_ms": page.timings_ms} if asked.explain else {}),
         }
+
+    async def collection_search(self, name: str, parameters: CollectionSearch | Mapping[str, Any]) -> dict[str, Any]:
+        """The general search: see collection_search.py."""
+        return await self._collections.search(name, parameters)
 
     async def by_hash(self, sha256: str) -> dict[str, Any]:
         """Whether a file with these bytes is known, and its newest row."""
@@ -217,7 +228,7 @@ class SearchService:
             note = str(error)
         if status is None:
             note = note or "no ingest status yet: no supervisor has published one beside these tables"
-        age_s = _age_s(status, now)
+        age_s = flow.age_s(status, now)
         return {
             **flow.judged(status, age_s),
             "ingest": flow.shown(status),
@@ -326,10 +337,3 @@ def _cut(text: str | None) -> str | None:
 def _error_text(error_type: str | None, message: str) -> str:
     """The same words as those by which a reported fix is embedded."""
     return f"{error_type} {message}" if error_type else message
-
-
-def _age_s(status: Any, now: datetime) -> float | None:
-    try:
-        return round((now - datetime.fromisoformat(status["at"])).total_seconds(), 1)
-    except (TypeError, KeyError, ValueError):
-        return None

@@ -322,7 +322,7 @@ class TailReader:
 
         Raises ConfigurationError where they refuse."""
         messages = []
-        for message in self._consumer.consume(messages_max, timeout=timeout_s):
+        for message in arrived(self._consumer, messages_max, timeout_s):
             error = message.error()
             if error is None:
                 messages.append(raw_message(message, self._cluster))
@@ -333,6 +333,13 @@ class TailReader:
     def close(self) -> None:
         """Stop reading."""
         self._consumer.close()
+
+
+def arrived(consumer: Consumer, messages_max: int, timeout_s: float) -> list[Message]:
+    """Up to `messages_max` of what has arrived, errors among them, waiting up to `timeout_s` for the first only:
+    `consume` by itself waits that long in full unless it comes to `messages_max`."""
+    first = consumer.consume(1, timeout=timeout_s)
+    return first + consumer.consume(messages_max - 1, timeout=0) if first and messages_max > 1 else first
 
 
 def raw_message(message: Message, cluster: str) -> RawMessage:

@@ -21,7 +21,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 
 from shoal.errors import ConfigurationError, TransientError
 from shoal.settings import Settings
-from shoal.sources.kafka import METADATA_TIMEOUT_S, Connection, consumer_config, raw_message, translated
+from shoal.sources.kafka import METADATA_TIMEOUT_S, Connection, arrived, consumer_config, raw_message, translated
 from shoal.sources.messages import RawMessage
 
 Partition = tuple[str, int]
@@ -29,6 +29,7 @@ Partition = tuple[str, int]
 
 SILENCE_S = 30.0  # without a message or an end: the brokers are gone. Shorter, a rolling restart ends a long read
 POLL_MESSAGES_MAX = 1_000
+FETCH_WAIT_MS = 20  # more holds up what is asked after a read; less asks a broker that has nothing over and over
 _GROUP_ONLY = ("group.protocol", "partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms")
 
 
@@ -127,7 +128,7 @@ class LogReader:
         heard = time.monotonic()
         try:
             while open_ends:
-                for message in self._consumer.consume(POLL_MESSAGES_MAX, timeout=1.0):
+                for message in arrived(self._consumer, POLL_MESSAGES_MAX, 1.0):
                     heard = time.monotonic()
                     error = message.error()
                     if error is None:
@@ -181,6 +182,9 @@ def _config(settings: Settings, connection: Connection) -> Mapping[str, Any]:
     return consumer_config(settings, connection.brokers) | {
         "auto.offset.reset": "earliest",  # of what retention took meanwhile the rest is read
         "enable.partition.eof": True,
+        # A read ends where the log ended: there is nothing new to wait for. And a broker answers one connection in
+        # order, so that each question beside a waiting fetch would wait with it.
+        "fetch.wait.max.ms": FETCH_WAIT_MS,
     }
 
 

@@ -20,6 +20,7 @@ import orjson
 
 from shoal.errors import BadDocument, DeadReason
 from shoal.records import FENCE_ID, Ack, EmbeddedCommand, Failure, Outcome, Position
+from shoal.store.index_requests import ACCEPTED, ACTS, accepted
 from shoal.store.rows import Row, check_key, check_vectors, clean
 from shoal.store.schemas import CollectionFacts
 
@@ -114,6 +115,8 @@ def plan_commands(
                 result = _report(item, fixes, by_key, changed, facts)
             elif command.kind == "fix_mark":
                 result = _mark(item, fixes, changed)
+            elif command.kind in ACTS:  # done when maintenance says so
+                result = accepted(fix_body(item)) | {"position": place(command.position)}
             else:
                 raise _invalid(f"unknown kind of command {command.kind!r}")
             plan.acks.append(Ack(Outcome.INDEXED))
@@ -131,7 +134,7 @@ def plan_commands(
             "command_id": command.command_id,
             "kind": clean(command.kind),
             "collection": command.collection,
-            "status": "done" if error is None else "failed",
+            "status": "failed" if error is not None else ACCEPTED if command.kind in ACTS else "done",
             "error": clean(error),
             "result": orjson.dumps(result).decode() if result else None,
             "actor": clean(command.actor),
@@ -186,7 +189,7 @@ def _checked(vector: np.ndarray[Any, Any] | None, facts: CollectionFacts) -> np.
     if vector.shape != (facts.width,):
         raise _invalid(f"the vector has shape {vector.shape}, the collection needs {(facts.width,)}")
     try:
-        check_vectors(vector[np.newaxis, :])
+        check_vectors(vector[np.newaxis, :], facts)
     except BadDocument as error:
         raise _invalid(error.message) from None
     return np.ascontiguousarray(vector, dtype=np.float32)

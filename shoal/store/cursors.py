@@ -38,9 +38,11 @@ class KeysetCursor:
 
 @dataclass(frozen=True, slots=True)
 class OffsetCursor:
-    """The page of a ranked answer begins behind this many documents."""
+    """The page of a ranked answer begins behind this many documents. `at`: the time that its first page was ranked
+    at, where the ranking depends on it (recency): a later page must not rank anew."""
 
     offset: int
+    at: datetime | None = None
 
 
 Cursor = KeysetCursor | OffsetCursor
@@ -58,7 +60,7 @@ def encode(cursor: Cursor, query: str) -> str:
         at = cursor.collected_at
         body |= {"t": None if at is None else (at - _EPOCH) // _MICROSECOND, "r": cursor.revision}
     else:
-        body |= {"o": cursor.offset}
+        body |= {"o": cursor.offset} | ({} if cursor.at is None else {"t": (cursor.at - _EPOCH) // _MICROSECOND})
     text = json.dumps(body, separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(_digest(text) + text).rstrip(b"=").decode()
 
@@ -78,13 +80,15 @@ def decode(text: str, query: str) -> Cursor:
         raise CursorError("this is no cursor; start again without it") from None
     if owner != query:
         raise CursorError("the cursor belongs to another query; repeat the query unchanged, or start without it")
-    if type(offset) is int and 0 < offset <= OFFSET_MAX:
-        return OffsetCursor(offset)
-    if (at is None or type(at) is int) and isinstance(revision, str):
+    if at is None or type(at) is int:
         try:
-            return KeysetCursor(None if at is None else _EPOCH + at * _MICROSECOND, revision)
+            moment = None if at is None else _EPOCH + at * _MICROSECOND
         except OverflowError:
-            pass
+            raise CursorError("this is no cursor; start again without it") from None
+        if type(offset) is int and 0 < offset <= OFFSET_MAX:
+            return OffsetCursor(offset, moment)
+        if isinstance(revision, str):
+            return KeysetCursor(moment, revision)
     raise CursorError("this is no cursor; start again without it")
 
 

@@ -13,6 +13,7 @@ import orjson
 from shoal.errors import BadDocument
 from shoal.records import FENCE_ID, Deletion, Embedded, EmbeddedCommand, Position
 from shoal.store.commands import FIX_NAME_MAX, fix_body
+from shoal.store.index_requests import ACCEPTED
 from shoal.store.planning import Tombstone, Version, read_mark
 from shoal.store.rows import Row
 from shoal.store.schemas import (
@@ -101,10 +102,10 @@ def stored_commands(
     found += fixes.rows_of(columns, "id", [row["merged_into"] for row in found if row["merged_into"]], IS_DOCUMENT)
     found += fixes.rows_of(columns, "scraper_name", scrapers, f"merged_into IS NULL AND {IS_DOCUMENT}")
     known = jobs.rows_of(("command_id", "status", "error", "result"), "command_id", ids, IS_DOCUMENT)
-    done = [row["command_id"] for row in known if row["status"] == "done"]
+    done = [row["command_id"] for row in known if row["status"] in ("done", ACCEPTED)]
     failed = {
         row["command_id"]: (str(orjson.loads(row["result"]).get("position")), row["error"] or "")
         for row in known
-        if row["status"] != "done" and row["result"]
+        if row["status"] == "failed" and row["result"]
     }
     return found, done, failed

@@ -5,13 +5,18 @@ a conflict with anybody else's leaves the step for later. After each step the ta
 all, so that no upkeep carries the writer past another's epoch. A compaction rewrites the fence row as well and so
 is refused to a zombie like any commit; an index that a zombie still builds lands, and is right.
 
-What is here is right but simple: everything is due by count or by age. A search is right without any of it,
-only slower: unindexed rows are scanned, and exactly.
+What takes long, training and rebuilding, is done by a child beside the writer (index_keeping.py). While it builds,
+its table is not compacted: the build would be refused in its last step and all its work lost (facts 3.2). Nothing
+is cleaned either, so that no build outlives the versions it reads. Both come as soon as it has ended.
+
+Each step is verified after it ran (verification.py). A search is right without any of it, only slower: unindexed
+rows are scanned, and exactly.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -21,12 +26,17 @@ from typing import Any
 
 from lance.optimize import Compaction, CompactionOptions, CompactionTask
 
-from shoal.errors import TransientError
+from shoal.errors import FencedError, TransientError
 from shoal.faults import reach
 from shoal.settings import Settings
+from shoal.store.index_keeping import FTS, FTS_OPTIONS, IndexKeeper
+from shoal.store.index_policy import Counts, folds_in_place
+from shoal.store.index_views import index_name, views
 from shoal.store.orphans import fileless_indexes, sweep, sweep_state
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
-from shoal.store.tables import FencedTable, lance_errors
+from shoal.store.snapshots import Keeping, SnapshotKeeper
+from shoal.store.tables import CommitRefused, FencedTable, lance_errors
+from shoal.store.verification import rows_changed
 
 FRAGMENT_BYTES = 64 * 1024 * 1024
 """Size up to which compaction joins fragments. Every compaction rewrites the unfinished last one: much above,
@@ -35,11 +45,9 @@ COMPACTION_BYTES_MAX = 4 * FRAGMENT_BYTES
 """What one step rewrites at most (seconds of work); the next step goes on from there."""
 FOLD_ROWS = 1_500
 """Chunks written that make folding them into the indexes due: keyword search costs 23 us for each that is not."""
-TRAINING_SAMPLE_RATE = 64
-"""Vectors sampled per centroid: Lance's own 256 takes twice the time, and the writer waits for it."""
 _ROW_TEXT_BYTES = 1024  # of a row beside its vector, by rule of thumb
 
-BTREE, BITMAP, FTS = "BTREE", "BITMAP", "INVERTED"
+BTREE, BITMAP = "BTREE", "BITMAP"
 AT_ONCE: dict[TableKind, dict[str, str]] = {
     "metadata": {"revision": BTREE, "id": BTREE},
     "vectors": {"id": BTREE, "content_summary": FTS},  # keyword search fails where there is no index
@@ -60,28 +68,10 @@ LATER: dict[TableKind, dict[str, str]] = {
 }  # fmt: skip
 """Scalar indexes made once a table has SCALAR_ROWS_MIN rows."""
 SCALAR_ROWS_MIN = 1_000
-_WITH_VECTORS: tuple[TableKind, ...] = ("vectors", "metadata")
-FTS_OPTIONS: dict[str, Any] = {
-    "with_position": True, "language": "English", "stem": True, "remove_stop_words": True, "ascii_folding": True,
-}  # fmt: skip
 
 Step = Callable[[int], str | None]
 
-
-def index_name(column: str) -> str:
-    """lancedb's name of a column's index."""
-    return f"{column}_idx"
-
-
-def partitions(rows: int) -> int:
-    """IVF partitions for this many vectors (facts 2.5): sqrt(rows), between 16 and 256 rows each."""
-    wanted = round(rows**0.5) if rows <= 1_000_000 else rows // 4096
-    return max(1, min(max(16, wanted), rows // 256))
-
-
-def sub_vectors(width: int) -> int:
-    """PQ sub-vectors: width/16, or the nearest below that divides the width."""
-    return next(count for count in range(max(1, width // 16), 0, -1) if width % count == 0)
+log = logging.getLogger("shoal.store")
 
 
 class Maintenance:
@@ -92,11 +82,15 @@ class Maintenance:
         self._uri = tables["metadata"].uri.rpartition("/")[0]
         self._compact_commits = settings.compact_commits
         self._cleanup_age = timedelta(seconds=settings.cleanup_age_s)
-        self._index_rows_min = settings.index_rows_min
+        self._keeper = IndexKeeper(tables, settings, self._uri)
         self._steps: deque[Step] = deque()
         self._commits = 0
         self._rows_since_fold = 0
         self._cleaned_at: datetime | None = None
+        self._held_back: set[TableKind] = set()  # tables whose compaction waits for a build
+        self._now = datetime.min
+        self._snapshots = SnapshotKeeper(tables["metadata"], tables["vectors"], Keeping.of(settings))
+        self._snapshots_at: datetime | None = None
         self.unindexed_rows = 0
         self.last = "none yet"
 
@@ -110,7 +104,17 @@ class Maintenance:
         """The tables were opened: what indexes they need and lack is looked for in the next steps."""
         self._steps.clear()
         self._steps.extend(self._index_steps(AT_ONCE))
+        self._keeper.reopened()
         self._count_unindexed()
+
+    def asked(self) -> None:
+        """A command was applied; it may be one about indexes."""
+        self._keeper.asked()
+
+    @property
+    def is_building(self) -> bool:
+        """Whether a build goes on beside the writer: its end is worth a look every second."""
+        return self._keeper.building is not None
 
     @property
     def is_pending(self) -> bool:
@@ -120,31 +124,50 @@ class Maintenance:
     def step(self, epoch: int, now: datetime) -> str | None:
         """Do the next due thing and say what it was. Raises FencedError, TransientError; then the table is
         as fresh as could be had, and the step is dropped until it is due again."""
-        if not self._steps:
-            self._gather(now)
-        while self._steps:
-            done = self._steps.popleft()(epoch)
-            if done is not None:
-                self.last = f"{done} at {now:%Y-%m-%dT%H:%M:%SZ}"
-                return self.last
-        return None
+        self._now = now
+        try:
+            if not self._steps:
+                self._gather(now)
+            while self._steps:
+                done = self._steps.popleft()(epoch)
+                if done is not None:
+                    return self._did(done)
+            done = self._keeper.step(epoch, now)
+        except FencedError:
+            self._keeper.stop()
+            raise
+        return self._did(done) if done is not None else None
+
+    def _did(self, done: str) -> str:
+        self.last = f"{done} at {self._now:%Y-%m-%dT%H:%M:%SZ}"
+        return self.last
 
     def _gather(self, now: datetime) -> None:
         """Queue what is due."""
-        if self._commits >= self._compact_commits:
+        building = self._keeper.building
+        if building is None:
+            for kind in sorted(self._held_back):
+                self._steps.append(partial(self._compact, kind))
+            self._held_back.clear()
+        if self._keeper.new_optimize() or self._commits >= self._compact_commits:
             self._commits = 0
             for kind in self._tables:
-                self._steps.append(partial(self._compact, kind))
+                if kind == building:
+                    self._held_back.add(kind)
+                else:
+                    self._steps.append(partial(self._compact, kind))
             self._steps.extend(self._index_steps(AT_ONCE))  # a step that failed is tried again
             self._steps.extend(self._index_steps(LATER))
-            for kind in _WITH_VECTORS:
-                self._steps.append(partial(self._vector_index, kind))
+            self._keeper.changed()
             self._rows_since_fold = FOLD_ROWS
         if self._rows_since_fold >= FOLD_ROWS:
             self._rows_since_fold = 0
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
-        if self._cleaned_at is None or now - self._cleaned_at >= self._cleanup_age / 2:
+        if self._snapshots_at is None or now - self._snapshots_at >= self._snapshots.interval:
+            self._snapshots_at = now
+            self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
+        if building is None and (self._cleaned_at is None or now - self._cleaned_at >= self._cleanup_age / 2):
             self._cleaned_at = now  # at the start too: the writer before us may have been killed
             for kind in self._tables:
                 self._steps.append(partial(self._clean, kind))
@@ -160,15 +183,28 @@ class Maintenance:
         """Run `operation` on the latest version of a table, then hold the version after it."""
         table = self._tables[kind]
         table.settle(epoch)
+        before = table.count()
         if "index" in doing:
             reach("writer.indexing")
         try:
             with lance_errors(f"{doing} {table.uri}"):
-                return operation(table.dataset)
+                result = operation(table.dataset)
         except (ValueError, TypeError) as error:
             raise TransientError(f"{doing} {table.uri}: {error}") from error
         finally:
             table.settle(epoch)
+        wrong = rows_changed(before, table.count())
+        if wrong is not None:  # nothing here may: we alone write rows
+            raise TransientError(f"{doing} {table.uri}: {wrong}: run `shoal verify`")
+        return result
+
+    def _verify(self, kind: TableKind, after: str, epoch: int, whole: frozenset[str] = frozenset()) -> None:
+        """Hold the table's indexes against its rows; a scalar index that is wrong is made anew, the others by
+        the keeper."""
+        for name in self._keeper.verify(kind, after, self._now, whole=whole):
+            self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
+            self._steps.extend(self._index_steps(AT_ONCE))
+            self._steps.extend(self._index_steps(LATER))
 
     def _scalar_index(self, kind: TableKind, column: str, sort: str, epoch: int) -> str | None:
         table = self._tables[kind]
@@ -182,34 +218,12 @@ class Maintenance:
             lambda dataset: dataset.create_scalar_index(column, sort, name=index_name(column), **options),
         )  # fmt: skip
         self._count_unindexed()
+        self._verify(kind, f"indexing {column}", epoch, frozenset({index_name(column)}))
         return f"indexed {column} of {kind}"
-
-    def _vector_index(self, kind: TableKind, epoch: int) -> str | None:
-        """Train the vector index when it is worth it, and again when the rows have doubled: new rows are only
-        assigned to the partitions of the first training."""
-        table = self._tables[kind]
-        column = str(VECTOR_COLUMNS[kind])
-        rows = table.count(f"{column} IS NOT NULL")
-        if rows < self._index_rows_min:
-            return None
-        with lance_errors(f"looking at the indexes of {table.uri}"):
-            if index_name(column) in self._indexed(kind) and partitions(rows // 2) < len(
-                table.dataset.get_ivf_model(index_name(column)).centroids
-            ):
-                return None
-        count = partitions(rows)
-        self._on(
-            kind, epoch, f"indexing {column} of",
-            lambda dataset: dataset.create_index(
-                column, "IVF_PQ", name=index_name(column), metric="cosine", num_partitions=count,
-                num_sub_vectors=sub_vectors(table.facts.width), sample_rate=TRAINING_SAMPLE_RATE, replace=True,
-            ),
-        )  # fmt: skip
-        return f"trained the vector index of {kind} on {rows} rows, {count} partitions"
 
     def _compact(self, kind: TableKind, epoch: int) -> str | None:
         table = self._tables[kind]
-        target = FRAGMENT_BYTES // (4 * table.facts.width + _ROW_TEXT_BYTES)
+        target = FRAGMENT_BYTES // (table.facts.vector_bytes + _ROW_TEXT_BYTES)
         options: CompactionOptions = {"target_rows_per_fragment": target, "max_source_bytes": COMPACTION_BYTES_MAX}
         from_json: Any = CompactionTask.from_json  # type: ignore[attr-defined]
 
@@ -230,28 +244,60 @@ class Maintenance:
         metrics = self._on(kind, epoch, "compacting", compact)
         if metrics is None or not metrics.fragments_removed:
             return None
+        self._verify(kind, "compaction", epoch)
         return f"compacted {kind}: {metrics.fragments_removed} fragments into {metrics.fragments_added}"
 
     def _fold(self, kind: TableKind, epoch: int) -> str | None:
-        """Take the rows written since into the table's indexes."""
-        names = set(self._indexed(kind))
-        if not names:
+        """Take the rows written since into the table's indexes; the vector index where that is quickly done."""
+        found = views(self._tables[kind])
+        vector, text = index_name(str(VECTOR_COLUMNS[kind])), index_name("content_summary")
+        folded = sorted(found.keys() - {vector, text})
+        if folded:
+            self._on(
+                kind, epoch, "folding rows into the indexes of",
+                lambda dataset: dataset.optimize.optimize_indices(index_names=folded),
+            )  # fmt: skip
+        if self._keeper.building != kind:  # a build replaces its index, with these rows or without
+            if text in found:
+                self._fold_alone(kind, text, None, epoch)
+                folded.append(text)
+            if vector in found:
+                view = found[vector]
+                merges = folds_in_place(Counts(view.rows, view.segments, view.unindexed, kind=view.kind))
+                if merges is not None:
+                    self._fold_alone(kind, vector, merges, epoch)
+                    folded.append(vector)
+                self._keeper.changed()
+        if not folded:
             return None
-        vector = index_name(str(VECTOR_COLUMNS[kind]))
-
-        def fold(dataset: Any) -> None:
-            if scalar := sorted(names - {vector}):
-                dataset.optimize.optimize_indices(index_names=scalar)
-            if vector in names:
-                # Without a number it is retrained with Lance's own choice of partitions: one, below 8192 rows.
-                dataset.optimize.optimize_indices(index_names=[vector], num_indices_to_merge=1)
-
-        self._on(kind, epoch, "folding rows into the indexes of", fold)
         self._count_unindexed()
+        self._verify(kind, "folding", epoch, frozenset(folded))
         return f"folded new rows into the indexes of {kind}"
 
+    def _fold_alone(self, kind: TableKind, name: str, merges: int | None, epoch: int) -> None:
+        """Fold one index by itself: a damaged one fails every fold (also facts, lance #8310), and would take the
+        others with it. Verification tells, and it is built anew. A vector index is given a number of deltas: else
+        Lance trains it anew, with its own choice of partitions, one below 8192 rows."""
+        numbers: dict[str, Any] = {} if merges is None else {"num_indices_to_merge": merges}
+        try:
+            self._on(
+                kind, epoch, f"folding rows into {name} of",
+                lambda dataset: dataset.optimize.optimize_indices(index_names=[name], **numbers),
+            )  # fmt: skip
+        except CommitRefused:
+            raise
+        except TransientError as error:
+            log.warning("%s", error)
+
+    def _keep_snapshots(self, now: datetime, epoch: int) -> str | None:
+        """Tag the state as it is now where one is due, and drop what has outlived its time (snapshots.py)."""
+        for kind in ("metadata", "vectors"):
+            self._tables[kind].settle(epoch)
+        return self._snapshots.keep(now)
+
     def _clean(self, kind: TableKind, epoch: int) -> str | None:
-        """Remove versions older than the age, and their files. Never less: readers still hold them (facts 4).
+        """Remove versions older than the age, and their files, but for those that are kept as snapshots. Never a lower
+        age: readers still hold them (facts 4).
         Then what killed writers left that is as old, and the indexes that lack their files."""
         table = self._tables[kind]
 

@@ -30,7 +30,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from shoal.errors import TransientError
 from shoal.store.state_files import DIRECTORY, UNFINISHED_PREFIX
-from shoal.store.tables import FencedTable, lance_errors
+from shoal.store.tables import lance_errors
 
 CANDIDATES_MAX = 100_000
 """Orphans looked at in one step; each costs a look at its age. What is beyond it comes up in the next."""
@@ -57,6 +57,17 @@ class _File:
     written_at: datetime
 
 
+class Opened(Protocol):
+    """A table at a version: a FencedTable, or what the check holds of one that can't be opened as such."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def options(self) -> dict[str, str]: ...
+    @property
+    def dataset(self) -> Any: ...
+
+
 class _Place(Protocol):
     """A table's directory or prefix. Methods raise OSError, BotoCoreError or ClientError."""
 
@@ -73,27 +84,49 @@ class _Place(Protocol):
     def holds(self, folder: str) -> bool: ...
 
 
-def sweep(table: FencedTable, age: timedelta) -> Swept:
+def sweep(table: Opened, age: timedelta) -> Swept:
     """Remove the orphans of `table` that are older than `age`. The caller holds the fence of its latest version.
 
     Raises TransientError. What is half swept is an orphan still, and goes the next time.
     """
+    paths = _unnamed(table)
+    with _storage_errors(f"sweeping {table.uri}"):
+        place = _place(table)
+        old = _older(place, paths, place.now() - age)
+        place.remove(old)
+    return Swept(len(old), sum(file.size_bytes for file in old))
+
+
+def leaked(table: Opened, before: datetime) -> list[tuple[str, int]]:
+    """(path within the table's place, size in bytes) of the orphans last written before `before`; removes nothing.
+    Raises TransientError."""
+    paths = _unnamed(table)
+    with _storage_errors(f"looking for orphans of {table.uri}"):
+        return [(file.path, file.size_bytes) for file in _older(_place(table), paths, before)]
+
+
+def sizes(table: Opened, paths: list[str]) -> dict[str, int]:
+    """Path within the table's place -> size in bytes, of those that are there. Raises TransientError."""
+    with _storage_errors(f"looking at files of {table.uri}"):
+        return {file.path: file.size_bytes for file in _place(table).look(paths)}
+
+
+def _unnamed(table: Opened) -> list[str]:
+    """Files that no version names."""
     with lance_errors(f"looking for orphans of {table.uri}"):
         found = table.dataset.explain_cleanup_old_versions(
             _EVERY_VERSION, delete_unverified=True, error_if_tagged_old_versions=False, include_files=True,
             max_files=CANDIDATES_MAX,
         )  # fmt: skip
-    paths = [_relative(file.path, table.uri) for file in found.candidate_files if file.unverified]
-    with _storage_errors(f"sweeping {table.uri}"):
-        place = _place(table)
-        before = place.now() - age
-        files = [*_whole_indexes(place.look(paths), before), *place.unfinished()]
-        old = [file for file in files if file.written_at < before]
-        place.remove(old)
-    return Swept(len(old), sum(file.size_bytes for file in old))
+    return [_relative(file.path, table.uri) for file in found.candidate_files if file.unverified]
 
 
-def fileless_indexes(table: FencedTable) -> list[str]:
+def _older(place: _Place, paths: list[str], before: datetime) -> list[_File]:
+    files = [*_whole_indexes(place.look(paths), before), *place.unfinished()]
+    return [file for file in files if file.written_at < before]
+
+
+def fileless_indexes(table: Opened) -> list[str]:
     """The indexes that the held version names and whose files are gone. Raises TransientError."""
     with lance_errors(f"looking at the indexes of {table.uri}"):
         segments = [
@@ -112,11 +145,23 @@ def sweep_state(uri: str, age: timedelta) -> Swept:
         place = _Directory(Path(uri) / DIRECTORY)
         if not place.root.is_dir():
             return Swept()
-        before = place.now() - age
-        names = [entry.name for entry in place.root.iterdir() if entry.name.startswith(UNFINISHED_PREFIX)]
-        old = [file for file in place.look(names) if file.written_at < before]
+        old = _unfinished_state(place, place.now() - age)
         place.remove(old)
     return Swept(len(old), sum(file.size_bytes for file in old))
+
+
+def unfinished_state(uri: str, before: datetime) -> list[str]:
+    """The names of state files whose writer was killed before `before`; removes nothing. Raises TransientError."""
+    if uri.startswith("s3://"):
+        return []
+    with _storage_errors(f"looking at the state of {uri}"):
+        place = _Directory(Path(uri) / DIRECTORY)
+        return [file.path for file in _unfinished_state(place, before)] if place.root.is_dir() else []
+
+
+def _unfinished_state(place: _Directory, before: datetime) -> list[_File]:
+    names = [entry.name for entry in place.root.iterdir() if entry.name.startswith(UNFINISHED_PREFIX)]
+    return [file for file in place.look(names) if file.written_at < before]
 
 
 def _relative(path: str, uri: str) -> str:
@@ -136,7 +181,7 @@ def _index_of(path: str) -> str | None:
     return parts[1] if parts[0] == "_indices" and len(parts) > 2 else None
 
 
-def _place(table: FencedTable) -> _Place:
+def _place(table: Opened) -> _Place:
     if table.uri.startswith("s3://"):
         return _Prefix(table.uri, table.options)
     return _Directory(Path(table.uri))

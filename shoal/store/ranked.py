@@ -1,7 +1,7 @@
 """Ranked answers: chunks are found by vector, by words or by both, and become documents.
 
 Guarantee: a chunk counts only if the document's current metadata has its version, so half of a document is
-never seen; a document appears once, by its best chunk; `limit` documents come back where so many match within
+never seen; a document appears once, by its best chunks; `limit` documents come back where so many match within
 the deepest look. Legs look at fixed depths, each four times the last, and what a deeper look adds is appended
 behind what the one before has ranked: so pages of the same data fit together, whatever their size.
 
@@ -11,8 +11,10 @@ It does not validate what is asked (search.py does), and reads only through `Tab
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from shoal.records import Vector
 from shoal.store import fusion
@@ -27,32 +29,49 @@ DEPTHS = (256, 1_024, 4_096, 16_384)
 PUSHED_DOCUMENTS_MAX = 1_000  # so few documents left by their metadata are named to the chunk search
 IDS_PER_QUERY = 1_000  # names in one `in (...)`
 SPARE = 8  # candidates looked up beyond those wanted, for the few that turn out not to be current
+CHUNKS_MAX = 5  # chunks of one document in an answer; who wants all of them reads the document
 METADATA_ROW = ("revision", *METADATA_COLUMNS)
 _LIGHT = ("id", "metadata_id", "document_version")
+
+FusionMethod = Literal["weighted", "rrf"]
+LEGS = ("vector", "keyword")
+IDENTIFIER = "identifier"
+"""In place of a leg: what found a document that the question names, and no leg did."""
+WEIGHTS: Mapping[FusionMethod, Mapping[str, float]] = {
+    "weighted": {"vector": fusion.VECTOR_WEIGHT, "keyword": fusion.KEYWORD_WEIGHT},
+    "rrf": {"vector": 0.5, "keyword": 0.5},
+}
+"""What each leg of a hybrid search counts for; shown by `explain`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one leg found of a document: its best chunk, the place among documents, the raw and 0..1 score."""
+    """What one leg found of a document: its best chunk, the place among documents, the raw and 0..1 score; and
+    `chunks`, the best first, at most CHUNKS_MAX."""
 
     chunk_id: str
     rank: int
     raw: float
     score: float
+    chunks: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A document in its place. `legs` maps "vector" and "keyword" to what they found; `parts` to its share."""
+    """A document in its place. `legs` maps "vector" and "keyword" to what they found; `parts` to its share. `tier` is
+    the look (index of DEPTHS) that ranked it: those of one tier keep their order however deep a later page looks."""
 
     revision: str
     score: float
     legs: Mapping[str, Found]
     parts: Mapping[str, float | None]
+    tier: int = 0
 
-    @property
-    def chunk_id(self) -> str:
-        return (self.legs.get("vector") or self.legs["keyword"]).chunk_id
+    def chunk_ids(self, count: int) -> list[str]:
+        """The best chunks, the nearest by vector first, then by turns those that the legs found."""
+        found = [self.legs[name].chunks for name in (*LEGS, IDENTIFIER) if name in self.legs]
+        turns = (leg[at] for at in range(CHUNKS_MAX) for leg in found if at < len(leg))
+        return list(dict.fromkeys(turns))[:count]
 
 
 @dataclass(slots=True)
@@ -66,12 +85,21 @@ class Ranking:
     complete: bool = True
     dropped: int = 0
     depth: int = 0
+    timings_ms: dict[str, float] = field(default_factory=dict)
 
 
 async def rank(
-    tables: Tables, vector: Vector | None, text: Keywords | None, filters: Filter | None, wanted: int
+    tables: Tables,
+    vector: Vector | None,
+    text: Keywords | None,
+    filters: Filter | None,
+    wanted: int,
+    *,
+    method: FusionMethod = "weighted",
+    pool: int = 0,
 ) -> Ranking:
-    """The best `wanted` documents where so many match. A leg is left out where its input is None."""
+    """The best `wanted` documents where so many match. A leg is left out where its input is None. `pool`: so many
+    documents of the first look are read too, to be counted or ordered anew."""
     on_chunks, on_documents = split(filters, CHUNK_FILTERS)
     ranking = Ranking(
         # The fence row needs no condition: it has neither vector nor text, and no metadata to be joined with. A
@@ -86,7 +114,9 @@ async def rank(
             named = among("metadata_id", [row["id"] for row in rows])
             ranking.chunk_condition = " and ".join(filter(None, [ranking.chunk_condition, named]))
     known: dict[str, Row | None] = {}
+    spent = {"legs": 0.0, "documents": 0.0}
     for depth in DEPTHS:
+        started = time.monotonic()
         legs = dict(
             await asyncio.gather(
                 *([_vector_leg(tables, vector, ranking.chunk_condition, depth, filters)] if vector is not None else []),
@@ -95,19 +125,31 @@ async def rank(
         )
         ranking.depth = depth
         ranking.complete = all(len(rows) < depth for rows in legs.values())
-        await _confirm(tables, ranking, _tiers(legs, depth), known, wanted)
+        searched = time.monotonic()
+        await _confirm(tables, ranking, _tiers(legs, depth, method), known, wanted, pool)
+        spent["legs"] += searched - started
+        spent["documents"] += time.monotonic() - searched
         if ranking.complete or len(ranking.documents) >= wanted:
             break
+    ranking.timings_ms = {name: round(1000 * seconds, 2) for name, seconds in spent.items()}
     return ranking
 
 
 async def _confirm(
-    tables: Tables, ranking: Ranking, candidates: Sequence[Candidate], known: dict[str, Row | None], wanted: int
+    tables: Tables,
+    ranking: Ranking,
+    candidates: Sequence[Candidate],
+    known: dict[str, Row | None],
+    wanted: int,
+    pool: int,
 ) -> None:
     """Fills `ranking.documents` with those candidates that are current and meet the filter, as far as wanted."""
     ranking.documents, ranking.dropped = [], 0
-    at, size = 0, wanted + SPARE
-    while at < len(candidates) and len(ranking.documents) < wanted:
+    at, size = 0, max(wanted, pool) + SPARE
+    while at < len(candidates):
+        enough = pool if candidates[at].tier == 0 else 0
+        if len(ranking.documents) >= max(wanted, enough):
+            break
         part = candidates[at : at + size]
         asked = [one.revision for one in part if one.revision not in known]
         known.update(dict.fromkeys(asked))
@@ -150,17 +192,17 @@ async def rows_among(
     return found
 
 
-def _tiers(legs: Mapping[str, Sequence[Row]], depth: int) -> list[Candidate]:
+def _tiers(legs: Mapping[str, Sequence[Row]], depth: int, method: FusionMethod) -> list[Candidate]:
     """All documents up to `depth`, those that a shallower look would have shown first."""
     ordered: list[Candidate] = []
     seen: set[str] = set()
-    for tier in DEPTHS[: DEPTHS.index(depth) + 1]:
+    for number, tier in enumerate(DEPTHS[: DEPTHS.index(depth) + 1]):
         bound = ordered[-1].score if ordered else 1.0
-        for one in _fuse({name: _documents(name, _sure(name, rows, tier)) for name, rows in legs.items()}):
+        for one in fuse(method, {name: _documents(name, _sure(name, rows, tier)) for name, rows in legs.items()}):
             if one.revision not in seen:
                 seen.add(one.revision)
                 # A deeper look stretches the normalisation; a page never scores above the one before it.
-                ordered.append(replace(one, score=min(bound, one.score)))
+                ordered.append(replace(one, score=min(bound, one.score), tier=number))
     return ordered
 
 
@@ -177,16 +219,20 @@ def _sure(leg: str, rows: Sequence[Row], tier: int) -> Sequence[Row]:
 
 
 def _documents(leg: str, rows: Sequence[Row]) -> dict[str, Found]:
-    """By revision, best first: each document's best chunk."""
+    """By revision, best first: each document's best chunks."""
     raw = _RAW[leg]
     sign = 1.0 if leg == "vector" else -1.0
     best = max((row[raw] for row in rows), default=0.0)
     documents: dict[str, Found] = {}
+    chunks: dict[str, list[str]] = {}
     for row in sorted(rows, key=lambda row: (sign * row[raw], row["id"])):
         key = revision(row["metadata_id"], row["document_version"])
         if key not in documents:
             score = similarity(row[raw]) if leg == "vector" else row[raw] / best if best > 0 else 0.0
-            documents[key] = Found(row["id"], len(documents) + 1, row[raw], score)
+            chunks[key] = [row["id"]]
+            documents[key] = Found(row["id"], len(documents) + 1, row[raw], score, chunks[key])
+        elif len(chunks[key]) < CHUNKS_MAX:
+            chunks[key].append(row["id"])
     return documents
 
 
@@ -195,22 +241,28 @@ def similarity(distance: float) -> float:
     return min(1.0, max(0.0, 1.0 - distance))
 
 
-def _fuse(found: Mapping[str, Mapping[str, Found]]) -> list[Candidate]:
+def fuse(method: FusionMethod, found: Mapping[str, Mapping[str, Found]]) -> list[Candidate]:
+    """The one seam where legs become a ranking: `found` has, by leg, what it found of each document (best first).
+    A single leg needs no fusion: its own scores stand."""
     if len(found) == 1:
         ((name, documents),) = found.items()
         return [Candidate(key, one.score, {name: one}, {name: one.score}) for key, one in documents.items()]
-    names = ("vector", "keyword")
-    # The raw distance is not clipped: min-max needs the differences among far hits too.
-    legs = (
-        {key: -one.raw for key, one in found["vector"].items()},
-        {key: one.raw for key, one in found["keyword"].items()},
-    )
+    match method:
+        case "weighted":
+            # The raw distance is not clipped: min-max needs the differences among far hits too.
+            legs = (
+                {key: -one.raw for key, one in found["vector"].items()},
+                {key: one.raw for key, one in found["keyword"].items()},
+            )
+            fused = fusion.weighted(legs, [WEIGHTS[method][name] for name in LEGS])
+        case "rrf":
+            fused = fusion.reciprocal_rank([list(found[name]) for name in LEGS])
     return [
         Candidate(
-            fused.key,
-            fused.score,
-            {name: found[name][fused.key] for name in names if fused.key in found[name]},
-            dict(zip(names, fused.parts, strict=True)),
+            one.key,
+            one.score,
+            {name: found[name][one.key] for name in LEGS if one.key in found[name]},
+            dict(zip(LEGS, one.parts, strict=True)),
         )
-        for fused in fusion.weighted(legs, (fusion.VECTOR_WEIGHT, fusion.KEYWORD_WEIGHT))
+        for one in fused
     ]

@@ -88,6 +88,7 @@ class Tables:
     def __init__(self, connection: Any, uri: str, collection: str, refresh_interval_s: float) -> None:
         self._connection = connection
         self._uri = uri
+        self._collection = collection
         self._names: dict[TableKind, str] = {
             "metadata": metadata_table(collection),
             "vectors": vectors_table(collection),
@@ -103,6 +104,8 @@ class Tables:
         self._torn_at = -1  # the chunk table's sequence whose other half was waited for in vain
         self._index_rows: dict[TableKind, tuple[float, int]] = {}  # when looked at, rows in the vector index
         self.tunings = Tunings(lambda: None)
+        self._coverage: dict[str, int | None] = {}
+        self._coverage_at = float("-inf")
         self.facts: CollectionFacts
 
     @classmethod
@@ -215,6 +218,23 @@ class Tables:
             self.facts = collection_facts(await _guarded(lambda new: new.schema(), table))
         return await _guarded(read, table)
 
+    async def unindexed_rows(self) -> dict[str, int | None]:
+        """{"vector", "keyword"}: chunks that the leg's index does not cover (the fence row counts too), some seconds
+        old; None: it has none."""
+        if time.monotonic() - self._coverage_at > _INDEX_LOOK_S:
+            self._coverage_at = time.monotonic()
+
+            async def read(table: Any) -> dict[str, int | None]:
+                found: dict[str, int | None] = {"vector": None, "keyword": None}
+                for index in await table.list_indices():
+                    leg = {VECTOR_COLUMNS["vectors"]: "vector", "content_summary": "keyword"}.get(index.columns[0])
+                    if leg:
+                        found[leg] = (found[leg] or 0) + (index.num_unindexed_rows or 0)
+                return found
+
+            self._coverage = await self._read("vectors", read)
+        return self._coverage
+
     # --- reads --------------------------------------------------------------------------------
 
     async def count(self, kind: TableKind, where: str) -> int:
@@ -243,13 +263,16 @@ class Tables:
 
         return await self._read(kind, read)
 
-    async def folded(self, kind: TableKind, where: str, columns: Sequence[str], start: Callable[[], F]) -> F:
-        """All rows that match, batch by batch through `start().take`, on a thread: a pass over a large table holds
-        neither its memory nor the event loop. Begun anew where the version vanishes on the way."""
+    async def folded(
+        self, kind: TableKind, where: str, columns: Sequence[str], start: Callable[[], F], limit: int | None = None
+    ) -> F:
+        """All rows that match (or any `limit` of them), batch by batch through `start().take`, on a thread: a pass over
+        a large table holds neither its memory nor the event loop. Begun anew where the version vanishes on the way."""
 
         async def read(table: Any) -> F:
             fold = start()
-            async for batch in await table.query().where(where).select(list(columns)).to_batches():
+            query = table.query().where(where).select(list(columns))
+            async for batch in await (query if limit is None else query.limit(limit)).to_batches():
                 await asyncio.to_thread(fold.take, batch)
             return fold
 
@@ -358,7 +381,7 @@ async def _guarded(read: Callable[[Any], Awaitable[T]], handle: Any) -> T:
         return await read(handle)
     except (RuntimeError, ValueError, OSError) as error:
         text = " ".join(str(error).split())[:300]
-        if "not found" in text.lower():
+        if "not found" in text.lower() or "no longer exists" in text.lower():
             raise _VanishedError(f"a version of the tables vanished while it was read: {text}", 1.0) from error
         if any(words in text.lower() for words in _REFUSALS):
             raise PermanentError(f"Lance refused the query: {text}") from error

@@ -43,11 +43,11 @@ def check_storable(embedded: Embedded, facts: CollectionFacts) -> None:
     if [chunk.index for chunk in extraction.chunks] != list(range(count)):
         raise _rejected("chunk indexes do not count from 0")
     if embedded.vectors is not None:
-        check_vectors(embedded.vectors)
+        check_vectors(embedded.vectors, facts)
     if embedded.schema_vector is not None:
         if embedded.schema_vector.shape != (facts.width,):
             raise _rejected(f"the schema vector has shape {embedded.schema_vector.shape}, needs {(facts.width,)}")
-        check_vectors(embedded.schema_vector[np.newaxis, :])
+        check_vectors(embedded.schema_vector[np.newaxis, :], facts)
 
 
 def check_key(name: str, key: str) -> None:
@@ -59,10 +59,11 @@ def check_key(name: str, key: str) -> None:
         raise _rejected(f"the {name} is longer than {KEY_BYTES_MAX} bytes or holds a NUL")
 
 
-def check_vectors(vectors: np.ndarray[Any, Any]) -> None:
-    """Raises BadDocument(WRITE_REJECTED) for a row that is not finite, or zero (it has no cosine)."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+def check_vectors(vectors: np.ndarray[Any, Any], facts: CollectionFacts) -> None:
+    """Raises BadDocument(WRITE_REJECTED) for a row that, as it will be stored, is not finite, or zero (it has no
+    cosine)."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        norms = np.linalg.norm(vectors.astype(facts.dtype).astype(np.float64), axis=1)
     if not np.all(np.isfinite(norms)):
         raise _rejected("a vector is not finite")
     if not np.all(norms > 0):

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 from shoal.errors import ConfigurationError
@@ -41,6 +42,8 @@ FIXES_KEY = "id"
 JOBS_KEY = "command_id"
 
 TableKind = Literal["metadata", "vectors", "fixes", "jobs"]
+VectorDtype = Literal["float32", "float16"]
+"""How vectors are stored. Half the width halves the table and its scans; unit vectors lose about 1 part in 2000."""
 
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -173,7 +176,7 @@ _JOBS: tuple[tuple[str, pa.DataType], ...] = (
     ("command_id", pa.string()),
     ("kind", pa.string()),
     ("collection", pa.string()),
-    ("status", pa.string()),  # done | failed
+    ("status", pa.string()),  # accepted | done | failed
     ("error", pa.string()),
     ("result", pa.string()),  # JSON
     ("actor", pa.string()),
@@ -216,6 +219,12 @@ class CollectionFacts:
     model: str
     width: int
     layout: int = LAYOUT_VERSION
+    dtype: VectorDtype = "float32"
+
+    @property
+    def vector_bytes(self) -> int:
+        """Size of one stored vector."""
+        return int(np.dtype(self.dtype).itemsize) * self.width
 
 
 def table_schema(kind: TableKind, facts: CollectionFacts) -> pa.Schema:
@@ -224,7 +233,7 @@ def table_schema(kind: TableKind, facts: CollectionFacts) -> pa.Schema:
     fields = [pa.field(name, kind_of, nullable=name != key) for name, kind_of in _COLUMNS[kind]]
     vector = VECTOR_COLUMNS[kind]
     if vector is not None:
-        fields.append(pa.field(vector, pa.list_(pa.float32(), facts.width)))
+        fields.append(pa.field(vector, pa.list_(pa.from_numpy_dtype(np.dtype(facts.dtype)), facts.width)))
     fields.append(pa.field("fence", pa.string()))
     return pa.schema(
         fields,
@@ -232,6 +241,7 @@ def table_schema(kind: TableKind, facts: CollectionFacts) -> pa.Schema:
             "shoal.model": facts.model,
             "shoal.width": str(facts.width),
             "shoal.layout": str(facts.layout),
+            "shoal.dtype": facts.dtype,
         },
     )
 
@@ -242,8 +252,9 @@ def collection_facts(schema: pa.Schema) -> CollectionFacts:
     raw = schema.metadata or {}
     try:
         facts = CollectionFacts(
-            model=raw[b"shoal.model"].decode(), width=int(raw[b"shoal.width"]), layout=int(raw[b"shoal.layout"])
-        )
+            model=raw[b"shoal.model"].decode(), width=int(raw[b"shoal.width"]), layout=int(raw[b"shoal.layout"]),
+            dtype=_dtype(raw.get(b"shoal.dtype", b"float32")),  # the first tables don't say: there was one only
+        )  # fmt: skip
     except (KeyError, ValueError):
         raise ConfigurationError("the table was not made by Shoal: its schema names no model and width") from None
     if facts.layout > LAYOUT_VERSION:
@@ -251,6 +262,15 @@ def collection_facts(schema: pa.Schema) -> CollectionFacts:
             f"the tables have layout {facts.layout}, this Shoal knows {LAYOUT_VERSION}: install the newer version"
         )
     return facts
+
+
+def _dtype(raw: bytes) -> VectorDtype:
+    dtypes: dict[bytes, VectorDtype] = {b"float32": "float32", b"float16": "float16"}
+    if raw not in dtypes:
+        raise ConfigurationError(
+            f"the tables hold vectors of {raw[:20]!r}, which this Shoal can't read: install a newer one"
+        )
+    return dtypes[raw]
 
 
 FENCE_PREDICATES: Mapping[TableKind, str] = {kind: f"{key} = '{FENCE_ID}'" for kind, key in KEYS.items()}

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,18 +22,19 @@ import numpy as np
 
 from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.settings import Settings
-from shoal.store import advice, scanning
+from shoal.store import advice, facets, scanning
 from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
-from shoal.store.cursors import OFFSET_MAX, CursorError, OffsetCursor, decode, encode, fingerprint
+from shoal.store.cursors import CursorError, OffsetCursor, decode, encode, fingerprint
 from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
-from shoal.store.keywords import Keywords, parse_keywords
+from shoal.store.past import Past, is_past_cursor
 from shoal.store.query_recorder import QueryRecorder
-from shoal.store.ranked import METADATA_ROW, Candidate, Ranking, rank, rows_among
+from shoal.store.ranked import CHUNKS_MAX, METADATA_ROW, WEIGHTS, rows_among
+from shoal.store.ranked_pages import QUERY_LENGTH_MAX, ranked_page
 from shoal.store.reading import Freshness, Row, Tables, View
 from shoal.store.recall import FILE as RECALL_FILE
-from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest
-from shoal.store.schemas import CHUNK_COLUMNS, IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
+from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError
+from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
 from shoal.store.state_files import read_state, write_state
 from shoal.store.tuning import Tunings
 
@@ -42,7 +44,6 @@ IN_FLIGHT_MAX = 8  # throughput peaks here on two cores and falls by a fifth at 
 WAIT_S = 5.0  # the longest wait for a commit
 _WAIT_POLL_S = 0.05
 _ATTEMPTS = 3  # readings of one page: another only where the tables moved while it was read
-_QUERY_LENGTH_MAX = 4_000  # characters; far beyond any question, and each word is a look-up
 _VERSIONS_MAX = 1_000  # rows of one hash
 _REFRESH_S, _REFRESH_REMOTE_S = 1.0, 5.0  # an object store is asked over the network (facts 8)
 
@@ -57,6 +58,7 @@ class SearchIndex:
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._feeds = FeedReader(tables)
         self._recorder: QueryRecorder | None = None
+        self._past: Past[SearchIndex] = Past(tables, self._of_the_past)
 
     @classmethod
     async def open(
@@ -84,6 +86,7 @@ class SearchIndex:
         if self._recorder is not None:
             self._recorder.close()
         await self._feeds.close()
+        await self._past.close()
         await self._tables.close()
 
     @property
@@ -100,6 +103,8 @@ class SearchIndex:
 
     async def search(self, request: SearchRequest) -> SearchPage:
         """One page of documents. Raises QueryError | TransientError."""
+        if request.as_of is not None or is_past_cursor(request.cursor):
+            return await self._search_past(request)
         started = time.monotonic()
         warnings: list[str] = []
         mode = self._checked(request, warnings)
@@ -129,18 +134,46 @@ class SearchIndex:
             next_cursor=page.next_cursor,
             freshness=page.freshness,
             warnings=(*warnings, *page.warnings),
-            timings_ms=timings,
+            timings_ms=timings | page.timings_ms,
             explain=page.explain,
+            unindexed_rows=await self._tables.unindexed_rows(),
+            facets=page.facets,
+        )
+
+    def _of_the_past(self, tables: Tables) -> SearchIndex:
+        index = SearchIndex(tables)
+        index._gate = self._gate  # one bound for all
+        return index
+
+    async def _search_past(self, request: SearchRequest) -> SearchPage:
+        if request.wait_sequence is not None:
+            raise QueryError("as_of asks for the index as it was: leave the wait token out")
+
+        async def ask(index: SearchIndex, cursor: str | None) -> SearchPage:
+            return await index.search(replace(request, as_of=None, cursor=cursor))
+
+        page, state, prefix = await self._past.answer(request.as_of, request.cursor, ask)
+        note = (
+            f"as_of: the newest state kept before that is commit {state.as_of.sequence} of {state.as_of.committed_at}"
+        )
+        return replace(
+            page,
+            as_of=state.as_of,
+            next_cursor=prefix + page.next_cursor if page.next_cursor else None,
+            warnings=page.warnings if state.exact else (*page.warnings, note),
         )
 
     def _checked(self, request: SearchRequest, warnings: list[str]) -> Mode:
         """The mode to use. Raises QueryError for what can't be answered; notes what is answered otherwise."""
         if request.collection != SCRAPER_COLLECTION:
-            raise QueryError(f"there is no collection {request.collection[:60]!r}; known: {SCRAPER_COLLECTION}")
+            raise UnknownCollectionError(
+                f"there is no collection {request.collection[:60]!r}; known: {SCRAPER_COLLECTION}"
+            )
         if not 1 <= request.limit <= LIMIT_MAX:
             raise QueryError(f"limit is {request.limit}; it must be 1 to {LIMIT_MAX}")
         if request.filters is not None:
             check(request.filters, FILTERS)
+        self._check_ranking(request)
         mode = request.mode
         if mode == "hybrid" and request.vector is None:
             mode = "keyword"
@@ -151,11 +184,22 @@ class SearchIndex:
             if request.vector is None:
                 raise QueryError("mode vector needs a vector")
             self._check_vector(request.vector)
-        if mode in ("keyword", "hybrid") and len(request.query or "") > _QUERY_LENGTH_MAX:
-            warnings.append(f"only the first {_QUERY_LENGTH_MAX} characters of the query were searched for as words")
+        if mode in ("keyword", "hybrid") and len(request.query or "") > QUERY_LENGTH_MAX:
+            warnings.append(f"only the first {QUERY_LENGTH_MAX} characters of the query were searched for as words")
         if mode != "sql" and request.include_superseded:
             warnings.append("only current versions can be ranked: include_superseded was ignored")
         return mode
+
+    @staticmethod
+    def _check_ranking(request: SearchRequest) -> None:
+        if request.fusion not in WEIGHTS:
+            raise QueryError(f"there is no fusion {request.fusion[:60]!r}; known: {', '.join(WEIGHTS)}")
+        if request.mmr_lambda is not None and not 0.0 <= request.mmr_lambda <= 1.0:
+            raise QueryError(f"mmr_lambda is {request.mmr_lambda}; it must be 0 (different) to 1 (by score)")
+        if not 1 <= request.chunks_per_document <= CHUNKS_MAX:
+            raise QueryError(f"chunks_per_document is {request.chunks_per_document}; it must be 1 to {CHUNKS_MAX}")
+        request.boosts.check()
+        facets.check(request.facets)
 
     def _check_vector(self, vector: Vector) -> None:
         if vector.shape != (self.width,):
@@ -178,6 +222,13 @@ class SearchIndex:
             for rank_of, revision in enumerate(listing.revisions, start=1)
             if revision in found
         )
+        counts = (
+            await facets.of_listing(
+                self._tables, request.facets, request.filters, include_superseded=request.include_superseded
+            )
+            if request.facets
+            else None
+        )
         page = SearchPage(
             mode=mode,
             hits=hits,
@@ -185,68 +236,12 @@ class SearchIndex:
             freshness=view.freshness,
             warnings=listing.warnings,
             explain={"metadata_filter": listing.condition} if request.explain else None,
+            facets=counts,
         )
         return page, len(hits) == len(listing.revisions)
 
     async def _ranked(self, request: SearchRequest, mode: Mode, view: View) -> tuple[SearchPage, bool]:
-        vector = request.vector if mode != "keyword" else None
-        text = parse_keywords((request.query or "")[:_QUERY_LENGTH_MAX]) if mode != "vector" else None
-        asked = request.query if request.query else vector.tobytes() if vector is not None else b""
-        key = fingerprint(mode, request.collection, request.filters, asked)
-        after = decode(request.cursor, key) if request.cursor else OffsetCursor(0)
-        if not isinstance(after, OffsetCursor):
-            raise CursorError("the cursor belongs to a listing by time; start again without it")
-        end = after.offset + request.limit
-        ranking = await rank(self._tables, vector, text, request.filters, end + 1)
-        shown = ranking.documents[after.offset : end]
-        wanted = [one.chunk_id for one, _ in shown]
-        chunks = {row["id"]: row for row in await rows_among(self._tables, "vectors", "id", wanted, CHUNK_COLUMNS)}
-        hits = tuple(
-            Hit(
-                metadata=_served(row),
-                chunk=chunks[one.chunk_id],
-                score=one.score,
-                distance=one.legs["vector"].raw if "vector" in one.legs else None,
-                explain=_explained(one, rank_of) if request.explain else None,
-            )
-            for rank_of, (one, row) in enumerate(shown, start=after.offset + 1)
-            if one.chunk_id in chunks
-        )
-        warnings = []
-        if not ranking.complete and len(ranking.documents) < end:
-            warnings.append(f"only the best {ranking.depth} chunks were looked at: narrow the filters to see more")
-        cursor = None
-        if len(ranking.documents) > end:
-            if end <= OFFSET_MAX:
-                cursor = encode(OffsetCursor(end), key)
-            else:
-                warnings.append(f"ranked answers end after {OFFSET_MAX} documents: narrow the query to see others")
-        page = SearchPage(
-            mode=mode,
-            hits=hits,
-            next_cursor=cursor,
-            freshness=view.freshness,
-            warnings=tuple(warnings),
-            explain=await self._plan(ranking, vector, text) if request.explain else None,
-        )
-        return page, ranking.dropped == 0 and len(hits) == len(shown)
-
-    async def _plan(self, ranking: Ranking, vector: Vector | None, text: Keywords | None) -> dict[str, Any]:
-        narrow = bool(ranking.chunk_condition)
-        return {
-            "chunk_filter": ranking.chunk_condition,
-            "metadata_filter": ranking.metadata_condition,
-            "depth": ranking.depth,
-            "documents": len(ranking.documents),
-            "complete": ranking.complete,
-            "dropped": ranking.dropped,
-            "keywords": asdict(text) if text is not None else None,
-            "vector_plan": None
-            if vector is None
-            else await self._tables.nearest_plan(
-                "vectors", vector, ranking.chunk_condition, ranking.depth, narrow=narrow
-            ),
-        }
+        return await ranked_page(self._tables, request, mode, view, datetime.now(UTC))
 
     async def _metadata(self, revisions: list[str]) -> list[Row]:
         return await rows_among(self._tables, "metadata", "revision", revisions, METADATA_ROW)
@@ -325,22 +320,6 @@ class SearchIndex:
 
 def _served(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in METADATA_COLUMNS}
-
-
-def _explained(one: Candidate, rank_of: int) -> dict[str, Any]:
-    return {
-        "rank": rank_of,
-        "legs": {
-            name: {
-                "rank": leg.rank,
-                "raw": leg.raw,
-                "score": leg.score,
-                "normalised": one.parts[name],
-                "chunk": leg.chunk_id,
-            }
-            for name, leg in one.legs.items()
-        },
-    }
 
 
 def _ms(seconds: float) -> float:

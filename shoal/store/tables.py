@@ -1,9 +1,10 @@
 """One fenced Lance table: open or create it, look rows up, commit rows and the fence in one transaction.
 
-The seam to lance for writing: only here and in maintenance.py are its calls made and its errors turned into
-ours. A commit is staged on the version that is held (its fence was read and its epoch checked) and is refused
-where anything else touched the table's rows since (facts A): `CommitRefused`. Any other failure leaves it
-unknown whether the commit landed. Either way the table is no longer to be trusted until it is opened again.
+The seam to lance for writing: its calls are made, and its errors turned into ours, only here, in upkeep (of which
+maintenance.py is the root) and in the child that builds. A commit is staged on the version that is held (its fence
+was read and its epoch checked) and is refused where anything else touched the table's rows since (facts A):
+`CommitRefused`. Any other failure leaves it unknown whether the commit landed. Either way the table is no longer to
+be trusted until it is opened again.
 """
 
 from __future__ import annotations
@@ -95,14 +96,16 @@ def to_arrow(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     for column in schema:
         values = [row.get(column.name) for row in rows]
         if pa.types.is_fixed_size_list(column.type):
-            columns.append(_vectors(values, column.type.list_size))
+            columns.append(_vectors(values, column.type))
         else:
             columns.append(pa.array(values, column.type))
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _vectors(values: Sequence[Any], width: int) -> pa.Array:
-    matrix = np.zeros((len(values), width), np.float32)
+def _vectors(values: Sequence[Any], kind: pa.FixedSizeListType) -> pa.Array:
+    """Vectors in the column's own number type: what comes in is float32, or was read from the table."""
+    width = kind.list_size
+    matrix = np.zeros((len(values), width), kind.value_type.to_pandas_dtype())
     missing = np.ones(len(values), bool)
     for at, value in enumerate(values):
         if value is not None:
@@ -202,16 +205,17 @@ class FencedTable:
         with lance_errors(f"counting {self.uri}"):
             return int(self.dataset.count_rows(predicate))
 
-    def commit(self, rows: Sequence[Row], fence: Fence, delete: str | None = None) -> None:
+    def commit(self, rows: Sequence[Row], fence: Fence, delete: str | None = None, *, hidden: bool = False) -> None:
         """Upsert `rows` by key, delete what `delete` selects and `rows` doesn't hold, and set the fence: one
-        transaction on the held version. Raises CommitRefused, TransientError (unknown outcome), or ValueError
-        and TypeError where a row can't be stored."""
+        transaction on the held version. `hidden`: what remembers deletions goes too. Raises
+        CommitRefused, TransientError (unknown outcome), or ValueError and TypeError where a row can't be stored."""
         table = to_arrow([*rows, _fence_row(self.kind, fence)], self.schema)
         with lance_errors(f"writing {self.uri}"):
             merge = self.dataset.merge_insert(KEYS[self.kind]).when_matched_update_all().when_not_matched_insert_all()
             if delete is not None:
                 # The fence row is in the source, and no key of it is in the predicate: it can't be deleted.
-                merge = merge.when_not_matched_by_source_delete(f"({delete}) AND fence IS NULL")
+                also = "true" if hidden else "fence IS NULL"
+                merge = merge.when_not_matched_by_source_delete(f"({delete}) AND {also}")
             transaction, _ = merge.execute_uncommitted(table)
             self.dataset = lance.LanceDataset.commit(self.dataset, transaction, max_retries=0)
         self.fence = fence

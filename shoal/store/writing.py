@@ -30,6 +30,7 @@ from shoal.store.fence import Fence
 from shoal.store.lookups import stored_commands, stored_documents
 from shoal.store.maintenance import Maintenance
 from shoal.store.planning import TEXT_DROPPED, CommitPlan, plan
+from shoal.store.retention import LOOK_EVERY, Expired, Retention
 from shoal.store.rows import Row
 from shoal.store.schemas import (
     FIXES_TABLE,
@@ -124,6 +125,8 @@ class TableWriter:
         self._commits = 0
         self._documents = 0
         self._maintenance = Maintenance(tables, settings)
+        self._retention = Retention.of(settings)
+        self._retained_at: datetime | None = None
         self._statistics: TablesStatistics | None = None
 
     @classmethod
@@ -143,7 +146,7 @@ class TableWriter:
         Raises ConfigurationError where the collection has another model or width or the place can't be
         written, FencedError where a later writer came in the meantime, TransientError where it may work later.
         """
-        facts = CollectionFacts(model, width)
+        facts = CollectionFacts(model, width, dtype=settings.vector_dtype)
         names: dict[TableKind, str] = {
             "metadata": metadata_table(collection),
             "vectors": vectors_table(collection),
@@ -154,6 +157,8 @@ class TableWriter:
         found = {kind: FencedTable.open(kind, place, storage_options) for kind, place in places.items()}
         for table in found.values():  # before anything is created
             _refuse_other(table, facts)
+        if stored := next((table for table in found.values() if table is not None), None):
+            facts = replace(facts, dtype=stored.facts.dtype)  # the setting is for new collections only
         tables: dict[TableKind, FencedTable] = {}
         for kind, table in found.items():
             tables[kind] = table or FencedTable.create(kind, places[kind], storage_options, facts)
@@ -204,6 +209,8 @@ class TableWriter:
             self._sound = True
             self._commits += 1
             self._maintenance.committed(len(planned.documents.chunks))
+            if planned.commands.jobs:
+                self._maintenance.asked()
             self._publish()
             return [replace(ack, commit_sequence=sequence) for ack in planned.acks]
         raise TransientError(f"{ATTEMPTS_MAX} commits in a row were refused by others' changes: try again")
@@ -219,11 +226,38 @@ class TableWriter:
         if not self._sound:
             return None  # the next batch looks what is there first
         self._sound = False  # a step that fails may leave a handle past a version whose epoch nobody checked
-        done = self._maintenance.step(self._epoch, now)
+        done = self._maintenance.step(self._epoch, now) or self._expire(now)
         self._sound = True
         if done is not None:
             self._publish()
         return done
+
+    @property
+    def is_building(self) -> bool:
+        """Whether an index is built beside this writer: `maintain` is worth a call each second."""
+        return self._maintenance.is_building
+
+    def _expire(self, now: datetime) -> str | None:
+        """Remove some of what has outlived its time, in a commit of its own like any other."""
+        if self._retained_at is not None and now - self._retained_at < LOOK_EVERY:
+            return None
+        expired = self._retention.due(self._metadata, now)
+        if expired is None:
+            self._retained_at = now
+            return None
+        self._remove(expired, now)
+        return f"removed {len(expired.revisions)} expired rows at {now:%Y-%m-%dT%H:%M:%SZ}"
+
+    def _remove(self, expired: Expired, now: datetime) -> None:
+        sequence = 1 + max(table.fence.commit_sequence for table in self._tables.values())
+        fence = self._metadata.fence.advanced(token=uuid.uuid4().hex, now=now, sequence=sequence)
+        if expired.documents:
+            self._vectors.commit((), fence, in_list("metadata_id", expired.documents))
+            reach("writer.expiring")
+        self._metadata.commit((), fence, in_list(METADATA_KEY, expired.revisions), hidden=True)
+        self._documents -= len(expired.documents)
+        self._commits += 1
+        self._maintenance.committed(0)
 
     def statistics(self) -> TablesStatistics:
         """As of the last commit or upkeep; costs nothing."""

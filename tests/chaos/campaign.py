@@ -1,8 +1,9 @@
 """The campaign: kills come every few seconds while messages flow; at the end the tables must hold what the log says.
 
 A kill takes a process at a random moment, or at a named point of the code (shoal/faults.py), stops it (SIGSTOP), or
-cuts a connection. The next one usually comes before the last is made good. Kinds, moments and the load come from one
-seed; which process exactly is hit depends on the machine. Recovery is measured for every kill (recovery.py), and
+cuts a connection. Storms, in which the next one usually comes before the last is made good, take turns with calm
+stretches, in which each kill finds a whole cluster. Kinds, moments and the load come from one seed; which process
+exactly is hit depends on the machine. Recovery is measured for every kill (recovery.py), and
 what is in the tables is compared with an oracle of our own (oracle.py).
 """
 
@@ -37,6 +38,7 @@ WEIGHTS = {
 ACTORS = ("reader", "fetcher", "embedder", "writer")
 OPEN_MAX = 5  # kills that wait to be made good: more, and nothing would run long enough to be killed in its work
 PAUSE_S = (0.7, 2.6)
+STRETCH = (6, 14)  # kills of one storm, or of the calm after it
 AT_ONCE = 0.15  # share of the kills that come together with the next
 GIVE_UP_S = 120.0  # a kill that is not made good in this time is told as unrecovered
 HEAD_GIVE_UP_S = 240.0
@@ -46,6 +48,7 @@ STOPPED_S = 3 * HANG_S + 20.0  # after this long a stopped process must have bee
 OWN = ("broker", "s3", "connection")  # taken away by the campaign, and brought back by it
 CUTS = (Mode.DROP, Mode.RESET, Mode.HALF_OPEN, Mode.DELAY, Mode.DROP_AFTER_REQUEST)
 TICK_S = 0.1
+SLOW_S = 10.0  # what is told of a probe, for whoever looks why
 PROBES_MAX = 6
 
 
@@ -133,16 +136,23 @@ class Campaign:
     def _kill_all(self) -> None:
         queue = self._schedule()
         due = self._killed_at = time.time()
+        storm, turns_at = True, self._rng.randint(*STRETCH)
         while len(self._ledger.kills) < self._wanted:
             self._turn()
-            if time.time() < due or len(self._ledger.open()) >= OPEN_MAX or self._busy_until_back is not None:
+            if len(self._ledger.kills) >= turns_at:
+                storm, turns_at = not storm, len(self._ledger.kills) + self._rng.randint(*STRETCH)
+                self._say("a storm" if storm else "calm: one kill at a time")
+            if len(self._ledger.open()) >= (OPEN_MAX if storm else 1):
+                due = max(due, time.time() + (0.0 if storm else PAUSE_S[0]))
+                continue
+            if time.time() < due or self._busy_until_back is not None:
                 continue
             if not queue:  # named points were armed and not reached: others instead
                 queue = self._schedule()
             kind = queue.pop()
             while kind == "head" and self._ledger.open():  # alone, or nobody could tell how long it took
                 self._turn()
-            together = self._rng.random() < AT_ONCE
+            together = storm and self._rng.random() < AT_ONCE
             if not self._kill(kind):  # nobody of that kind is alive just now: a little later
                 if time.time() - self._killed_at > GIVE_UP_S:
                     raise RuntimeError(f"nothing to kill of {set(queue) | {kind}} for {GIVE_UP_S:.0f} s")
@@ -223,9 +233,10 @@ class Campaign:
 
         def bring_back() -> None:
             server.start()
-            kill.back_at = time.time()
-            if role == "s3":  # the broker's own restart belongs to its time
-                kill.healed_at = kill.back_at
+            now = time.time()
+            # The broker's own restart belongs to its time, not to that of others.
+            self._ledger.given_back(now, but=kill if role == "broker" else None)
+            kill.back_at = now
             self._say(f"kill {kill.number}: {role} runs again")
 
         self._after(self._rng.uniform(*DOWN_S), bring_back)
@@ -243,7 +254,9 @@ class Campaign:
             if mode is Mode.HALF_OPEN:  # bytes are lost in these connections, which TCP never does: they must end
                 proxy.set(Mode.RESET)
             proxy.set(Mode.PASS)
-            kill.back_at = kill.healed_at = time.time()
+            now = time.time()
+            self._ledger.given_back(now)
+            kill.back_at = now
             self._say(f"kill {kill.number}: connections to {name} work again")
 
         self._after(self._rng.uniform(*DOWN_S), heal)
@@ -350,7 +363,10 @@ class Campaign:
 
     def _outcome(self, serial: int, text: str) -> None:
         self._outcomes[str(json.loads(text).get("outcome"))] += 1
-        self._ledger.indexed(serial, time.time())
+        now = time.time()
+        for kill in self._ledger.indexed(serial, now):
+            if kill.took_s > SLOW_S:
+                self._say(f"kill {kill.number}: its probe ended after {kill.took_s:.1f} s: {kill.how} of {kill.target}")
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -393,11 +409,16 @@ class Campaign:
     def _brief(self) -> str:
         """Why it might be stuck."""
         status = dict(self._watch.status)
-        for reader in status.get("readers", []) or []:
-            reader["partitions"] = [
-                (at.get("topic"), at.get("partition"), at.get("lag_records"), at.get("in_flight"))
-                for at in reader.get("partitions", [])
-            ]
+        status["readers"] = [
+            {
+                **reader,
+                "partitions": [
+                    (at.get("topic"), at.get("partition"), at.get("lag_records"), at.get("in_flight"))
+                    for at in reader.get("partitions", [])
+                ],
+            }
+            for reader in status.get("readers") or []
+        ]
         return json.dumps(status, default=str)[:4000]
 
     def _wait(self, condition: Callable[[], bool], seconds: float, what: str) -> None:

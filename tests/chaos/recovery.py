@@ -2,7 +2,9 @@
 
 A kill is made good when its role is back (another process reports as fine, or answers) and, where a probe was
 announced after it, the probe is indexed. A role that is killed again before that is measured from the last of these
-kills, which includes what was left of the earlier ones: one kill's time would say how often we kill.
+kills, which includes what was left of the earlier ones: one kill's time would say how often we kill. While the campaign
+itself keeps the broker, the object store or a connection away, nothing can be made good: of what is open then, the time
+begins when it gave that back. All else that is killed meanwhile is in a kill's time.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ class Kill:
     probe: int | None = None  # serial of a document announced after it
     back_at: float | None = None
     indexed_at: float | None = None
-    healed_at: float | None = None  # when the campaign itself brought back what it had taken: Shoal's time begins there
+    healed_at: float | None = None  # when the campaign gave back what it had taken: Shoal's time begins there
     overtaken: bool = False  # the role was killed again before it was made good
     alone: bool = True  # nothing else was killed while it recovered
 
@@ -59,10 +61,18 @@ class Ledger:
     def open(self) -> list[Kill]:
         return [kill for kill in self.kills if not kill.is_over]
 
-    def indexed(self, serial: int, now: float) -> None:
-        for kill in self.kills:
-            if kill.probe == serial and kill.indexed_at is None:
-                kill.indexed_at = now
+    def given_back(self, now: float, *, but: Kill | None = None) -> None:
+        """The campaign gave back a server or a connection that it had taken."""
+        for kill in self.open():
+            if kill is not but:
+                kill.healed_at = now
+
+    def indexed(self, serial: int, now: float) -> list[Kill]:
+        """The document with this serial is in the tables: the kills of which it was the probe."""
+        found = [kill for kill in self.kills if kill.probe == serial and kill.indexed_at is None]
+        for kill in found:
+            kill.indexed_at = now
+        return found
 
     def by_role(self) -> Counter[str]:
         return Counter(kill.role for kill in self.kills)

@@ -113,7 +113,7 @@ def _all(bootstrap: str, topics: Sequence[str]) -> Iterator[Message]:
         consumer.assign(places)
         deadline = time.monotonic() + READ_S
         while left:
-            for message in consumer.consume(500, timeout=1.0):
+            for message in consumer.consume(500, timeout=0.1):
                 if message.error() is not None:
                     continue
                 deadline = time.monotonic() + READ_S

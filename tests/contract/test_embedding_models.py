@@ -264,6 +264,15 @@ def test_a_server_that_is_not_there_is_transient() -> None:
     model.close()
 
 
+def test_a_model_of_known_width_starts_while_its_server_is_away() -> None:
+    settings = Settings(openai_api_key=KEY, openai_base_url="http://127.0.0.1:9/v1")
+    model = OpenAIModel(settings, "somebodys-own", width=384)
+    assert model.width == 384
+    model.close()
+    with pytest.raises(TransientError, match="no connection"):
+        OpenAIModel(settings, "somebodys-own")
+
+
 def test_openai_retries_nothing_itself(openai: OpenAIModel, server: FakeOpenAI) -> None:
     server.script = [error(500, None)] * 3
     with pytest.raises(TransientError):

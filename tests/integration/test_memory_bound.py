@@ -76,6 +76,7 @@ def stack(provider: StallingProvider, tmp_path: Path) -> Iterator[Stack]:
         "SHOAL_EMBEDDING_PROVIDER": "openai",
         "SHOAL_OPENAI_API_KEY": "test",
         "SHOAL_OPENAI_BASE_URL": provider.url,
+        "SHOAL_OPENAI_TOKENS_PER_MINUTE": "1000000000",  # the provider stalls; our own limiter must not hold it back
         "SHOAL_READERS": str(READERS),
         "SHOAL_FETCHERS": str(FETCHERS),
         "SHOAL_IN_FLIGHT_ITEMS_MAX": str(ITEMS_MAX),

@@ -3,10 +3,12 @@
 What may differ is where a message stood in the log (`kafka_*`), when it was written (`indexed_at`), and the rows of
 versions that are history. Everything else is compared as it lies on disk, vectors included. By default the vectors
 are those of the hash model, since order is what is tested; SHOAL_TEST_EMBEDDER=local takes the model that users have.
+And by default it is a fifth of the files, some of every kind; SHOAL_TEST_SHARE=1 (`make twice`) takes all of them.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from tests.fixtures.stack import Stack
 from tests.integration.test_real_data import DATA
 
 SEED = int(os.environ.get("SHOAL_TEST_SEED") or 3)
+SHARE = float(os.environ.get("SHOAL_TEST_SHARE") or 0.2)
 EMBEDDER = os.environ.get("SHOAL_TEST_EMBEDDER") or "hash"
 IDLE_S = 120.0
 OF_THE_LOG = ("kafka_cluster", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp_ms", "indexed_at")
@@ -35,6 +38,22 @@ pytestmark = [
     pytest.mark.timeout(1200),
     pytest.mark.skipif(not (DATA / "MANIFEST.json").exists(), reason=f"the real data set is not at {DATA}"),
 ]
+
+
+def sample(messages: Sequence[Prepared]) -> list[Prepared]:
+    """A SHARE of every kind of file by its suffix, at least one of each, in the order of `messages`."""
+    rng, chosen, kinds = random.Random(SEED), set[str](), by_suffix(messages)
+    for suffix in sorted(kinds):
+        alike = kinds[suffix]
+        chosen |= {message.document_id for message in rng.sample(alike, math.ceil(SHARE * len(alike)))}
+    return [message for message in messages if message.document_id in chosen]
+
+
+def by_suffix(messages: Sequence[Prepared]) -> dict[str, list[Prepared]]:
+    found: dict[str, list[Prepared]] = {}
+    for message in messages:
+        found.setdefault(PurePath(message.urn).suffix, []).append(message)
+    return found
 
 
 def older(message: Prepared, body_of: Prepared) -> Prepared:
@@ -71,17 +90,17 @@ def rows(path: Path, table: str) -> dict[str, dict[str, Any]]:
 
 def test_the_real_data_announced_over_and_over_in_any_order_gives_the_tables_of_once(tmp_path: Path) -> None:
     problems: list[str] = []
-    messages = list(prepare([DATA], load(data_dir=tmp_path / "shelf"), on_problem=problems.append))
+    everything = list(prepare([DATA], load(data_dir=tmp_path / "shelf"), on_problem=problems.append))
     assert not problems
+    messages = sample(everything)
+    assert len(messages) >= SHARE * len(everything)
     shelf = tmp_path / "shelf" / "objects"
     once, tables_once = index(tmp_path / "once", shelf, messages)
     assert once.outcomes == {"indexed": len(messages)}
 
     rng = random.Random(SEED)
     again = [*messages, *messages, *rng.sample(messages, len(messages) // 5)]
-    alike: dict[str, list[Prepared]] = {}  # by suffix: a name that belies its content may be refused
-    for message in messages:
-        alike.setdefault(PurePath(message.urn).suffix, []).append(message)
+    alike = by_suffix(messages)  # a name that belies its content may be refused
     for message in rng.sample(messages, len(messages) // 5):
         again.append(older(message, rng.choice(alike[PurePath(message.urn).suffix])))
     rng.shuffle(again)

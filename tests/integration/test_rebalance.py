@@ -6,6 +6,9 @@ The readers are those of production, their stages scripted: which offset was han
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import threading
 import uuid
 from collections import Counter
@@ -19,12 +22,13 @@ import shoal.actors.reader as module
 from shoal.actors.reader import Reader
 from shoal.records import Ack, Deletion, Failure, Outcome
 from shoal.settings import Settings, load
-from shoal.sources.kafka import Connection, ensure_topics, open_producer
+from shoal.sources.kafka import Connection, consumer_config, ensure_topics, open_producer
 from shoal.sources.messages import RawMessage
 from tests.fixtures.kafka_server import KafkaServer
 
 PARTITIONS = 6
 HANG_S = 60.0
+SESSION_MS = 6_000  # where it is waited out; shorter, a busy machine loses members that live
 
 
 class Stages:
@@ -56,6 +60,11 @@ class Group:
         self._producer = open_producer(settings)
         self._making: list[Stages] = []
         monkeypatch.setattr(module, "RayStages", lambda *_: self._making[-1])
+
+    def set(self, *properties: str, to_ms: int) -> None:
+        """Of the readers that join from now on."""
+        changed = self.settings.kafka_properties | dict.fromkeys(properties, str(to_ms))
+        self.settings = self.settings.model_copy(update={"kafka_properties": changed})
 
     async def join(self, name: str) -> Stages:
         stages = self.stages[name] = Stages()
@@ -117,8 +126,8 @@ async def group(
         kafka_group_id=f"group-{topic}",
         kafka_group_protocol=request.param,
         command_topic=f"commands-{topic}",
-        # As short as it may be: a thread that is stuck for so long has lost its partitions.
-        kafka_properties={"max.poll.interval.ms": "10000"},
+        # A member hears of a rebalance with its next heartbeat, and a cooperative one takes two of them.
+        kafka_properties={"heartbeat.interval.ms": "300"},
     )
     ensure_topics(settings, Connection(kafka_server.bootstrap, "c"))
     made = Group(settings, kafka_server.bootstrap, monkeypatch)
@@ -155,9 +164,47 @@ async def test_a_reader_that_is_killed_and_begins_again_has_its_partitions_back_
     assert {partition for partition, _ in other.handled} == kept, "the other one never had to step in"
 
 
+GIVES_UP_AND_NEVER_SAYS_SO = """
+import json, sys, time
+from confluent_kafka import Consumer
+consumer = Consumer(json.loads(sys.argv[1]))
+def given_up(*_):
+    print("gives up", flush=True)
+    time.sleep(600)
+consumer.subscribe(sys.argv[2:], on_assign=lambda *_: print("has some", flush=True), on_revoke=given_up)
+while True:
+    consumer.poll(0.1)
+"""
+
+
+async def test_partitions_given_up_by_a_reader_killed_in_a_hand_over_are_read_again_once_one_joins_anew(
+    group: Group,
+) -> None:
+    if group.settings.kafka_group_protocol == "consumer":
+        pytest.skip("such groups have no static members here, and the broker itself hands over")
+    config = consumer_config(group.settings, group.connection.brokers, "a")
+    config = {name: value for name, value in config.items() if name != "logger"}
+    command = [sys.executable, "-c", GIVES_UP_AND_NEVER_SAYS_SO, json.dumps(config), group.topic]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert await asyncio.to_thread(first.stdout.readline) == "has some\n"
+        await group.join("b")
+        assert await asyncio.to_thread(first.stdout.readline) == "gives up\n"
+        first.kill()
+    await group.join("a")
+    await group.until(lambda: group.owned("a"), "it has what it had not given up")
+    given_up = set(range(PARTITIONS)) - group.owned("a") - group.owned("b")
+    assert given_up, "nobody has them: the broker saw a member that has only begun again"
+    group.send(3)
+    await group.readers["b"].rejoin()
+    await group.all_handled(3)
+    assert given_up <= group.owned("a") | group.owned("b")
+
+
 async def test_partitions_that_stay_are_neither_lost_nor_handled_twice_when_a_reader_joins_and_leaves(
     group: Group,
 ) -> None:
+    group.set("session.timeout.ms", to_ms=SESSION_MS)  # one that leaves keeps its partitions until it is over
     await group.join("a")
     group.send(20)
     await group.all_handled(20)
@@ -208,6 +255,8 @@ async def test_a_reader_whose_thread_is_stuck_loses_its_partitions_and_moves_not
 ) -> None:
     ended: list[int] = []
     monkeypatch.setattr(module.os, "_exit", ended.append)  # a client that was fenced ends its process
+    # A thread that is stuck for so long has lost its partitions.
+    group.set("session.timeout.ms", "max.poll.interval.ms", to_ms=SESSION_MS)
     stages = await group.join("a")
     group.send(5)
     await group.all_handled(5)
@@ -215,9 +264,10 @@ async def test_a_reader_whose_thread_is_stuck_loses_its_partitions_and_moves_not
     stages.held = set(range(PARTITIONS))
     group.send(5)
     await group.until(lambda: group.readers["a"]._credits.items == 5 * PARTITIONS, "all are in flight")
-    stuck = threading.Event()
+    arrived, stuck = threading.Event(), threading.Event()
     collect = group.readers["a"]._collect
-    monkeypatch.setattr(group.readers["a"], "_collect", lambda: (stuck.wait(120), collect()))
+    monkeypatch.setattr(group.readers["a"], "_collect", lambda: (arrived.set(), stuck.wait(120), collect()))
+    await group.until(arrived.is_set, "its thread is stuck, and not in a callback of the client")
     await group.join("b")
     everything = {(partition, offset) for partition in range(PARTITIONS) for offset in range(5, 10)}
     try:

@@ -17,7 +17,10 @@ import httpx
 import psutil
 import pytest
 
+from shoal.cluster.announcing import Announcer
 from shoal.faults import DIRECTORY_VARIABLE
+from shoal.settings import load
+from shoal.sources.publishing import prepare
 from tests.fixtures.stack import Stack
 
 HANG_S, LEASE_S = 8, 10
@@ -68,8 +71,11 @@ class Service:
         place = self.stack.directory / f"in-{self.published}"
         place.mkdir()
         (place / f"{self.published}.json").write_text(json.dumps({"load_mw": self.published}))
-        tally = self.stack.publish(str(place), "--source", "x", "--dataset", "d")
-        assert tally["outcomes"]["indexed"] == 1, tally
+        settings = load(data_dir=self.stack.directory / "data")
+        with Announcer(settings, listen=True) as announcer:
+            announcer.send(prepare([place], settings, source="x", dataset="d"))
+            assert announcer.wait(GUARD_S), self.stack.log()
+        assert announcer.tally.outcomes == {"indexed": 1}, announcer.tally
 
     def processes(self, part: str) -> list[psutil.Process]:
         """Of this service, by a part of their command line."""

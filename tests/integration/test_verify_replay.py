@@ -31,7 +31,7 @@ from shoal.cluster.output import Exit, Format
 from shoal.cluster.replaying import Choice, replay
 from shoal.cluster.verifying import compare, look, verify
 from shoal.errors import BadDocument, ConfigurationError, DeadReason
-from shoal.records import Announcement, Deletion, EmbeddedCommand, Failure, Outcome, Work, Writable
+from shoal.records import Announcement, Deletion, EmbeddedCommand, Failure, Outcome, Position, Work, Writable
 from shoal.settings import Settings, load
 from shoal.sources.dead_letters import dead_letter
 from shoal.sources.kafka import Connection, LogProducer, connection, consumer_config, ensure_topics, open_producer
@@ -44,6 +44,7 @@ from tests.fixtures.documents import MODEL, WIDTH, document, failed
 
 NOW = datetime(2025, 1, 20, 15, 0, tzinfo=UTC)
 DATASET = "nyiso_load"
+BATCH_MAX = 50  # of the indexer that runs beside a test: as a writer, it commits what waits together
 
 
 @dataclass
@@ -74,16 +75,16 @@ class Service:
     def writer(self) -> TableWriter:
         return TableWriter.open(self.settings.tables_uri, {}, MODEL, WIDTH, settings=self.settings, now=NOW)
 
-    def index(self, *, commit: bool = True, writer: TableWriter | None = None) -> int:
-        """Everything that the group has not committed; returns how many messages."""
+    def index(self, *, commit: bool = True, writer: TableWriter | None = None, batch_max: int = 1) -> int:
+        """Everything that the group has not committed, in writes of `batch_max` messages; returns how many messages."""
         writer = writer or self.writer()
         with LogReader(self.settings, self.place) as reader:
             stretches = reader.whole([self.topic])
             done = reader.committed([each.key for each in stretches])
             left = [replace(each, start=max(each.start, done.get(each.key, 0))) for each in stretches]
             found = sorted(reader.read(left), key=lambda raw: raw.position.timestamp_ms)  # as they were sent
-        for raw in found:
-            self._one(raw, writer)
+        for first in range(0, len(found), batch_max):
+            self._batch(found[first : first + batch_max], writer)
         if commit and found:
             self.commit(left)
         return len(found)
@@ -101,42 +102,54 @@ class Service:
             pytest.fail("the broker takes no commit")
         consumer.close()
 
-    def _one(self, raw: RawMessage, writer: TableWriter) -> None:
-        producer = self.producer
-        ends: list[tuple[Work | None, Outcome, Failure | None]] = []
-        try:
-            for work in parse_message(raw, self.settings):
-                ends.append((work, *self._work(work, writer)))
-        except BadDocument as error:
-            ends.append((None, Outcome.DEAD_LETTERED, Failure(error.reason, error.message, "parse")))
+    def _batch(self, batch: list[RawMessage], writer: TableWriter) -> None:
+        ends: dict[Position, list[tuple[Work | None, Outcome, Failure | None]]] = {}
+        writing: list[tuple[Position, Work, Writable]] = []
+        for raw in batch:
+            at = raw.position
+            ends[at] = []
+            try:
+                for work in parse_message(raw, self.settings):
+                    made = self._made(work, writer)
+                    if isinstance(made, Failure):
+                        ends[at].append((work, Outcome.DEAD_LETTERED, made))
+                    else:
+                        writing.append((at, work, made))
+            except BadDocument as error:
+                failure = Failure(error.reason, error.message, "parse")
+                ends[at].append((None, Outcome.DEAD_LETTERED, failure))
+        acks = writer.apply([item for _, _, item in writing], (), NOW)
+        for (at, work, _), ack in zip(writing, acks, strict=True):
+            bad = isinstance(work, Announcement) and "broken" in (work.location or "")
+            failure_of = Failure(DeadReason.EXTRACTION_FAILED, "broken", "extract") if bad else ack.failure
+            ends[at].append((work, Outcome.DEAD_LETTERED if failure_of else ack.outcome, failure_of))
+        for raw in batch:
+            self._tell(raw, ends[raw.position])
+        self.producer.flush(30)
+
+    def _made(self, work: Work, writer: TableWriter) -> Writable | Failure:
+        if not isinstance(work, Announcement):
+            return work if isinstance(work, Deletion) else EmbeddedCommand(work)
+        assert work.location is not None
+        if work.document_id.startswith("prod:s3:"):
+            known = writer.resolve_paths([work.location])
+            work = replace(work, document_id=known.get(work.location, work.document_id))
+        content = work.location or ""
+        if "gone" in content:
+            return Failure(DeadReason.OBJECT_MISSING, "no such key", "fetch")
+        make = failed if "broken" in content else document
+        made = make(work.document_id, 0, content=content)
+        return replace(made, fetched=replace(made.fetched, announcement=work))
+
+    def _tell(self, raw: RawMessage, ends: list[tuple[Work | None, Outcome, Failure | None]]) -> None:
+        """Its dead letter and its outcomes."""
         for failure in [failure for _, _, failure in ends if failure][:1]:
-            producer.send(*dead_letter(raw, failure, NOW))
+            self.producer.send(*dead_letter(raw, failure, NOW))
         for work, outcome, failure in ends:
             waiting = work.outcome_id if work else outcome_id(raw)
             if waiting is not None:
                 record = {"outcome": outcome, "reason": failure.reason if failure else None}
-                producer.send(self.settings.outcome_topic, waiting.encode(), orjson.dumps(record))
-        producer.flush(30)
-
-    def _work(self, work: Work, writer: TableWriter) -> tuple[Outcome, Failure | None]:
-        item: Writable
-        if isinstance(work, Announcement):
-            assert work.location is not None
-            if work.document_id.startswith("prod:s3:"):
-                known = writer.resolve_paths([work.location])
-                work = replace(work, document_id=known.get(work.location, work.document_id))
-            content = work.location
-            if "gone" in content:
-                return Outcome.DEAD_LETTERED, Failure(DeadReason.OBJECT_MISSING, "no such key", "fetch")
-            make = failed if "broken" in content else document
-            made = make(work.document_id, 0, content=content)
-            item = replace(made, fetched=replace(made.fetched, announcement=work))
-        else:
-            item = work if isinstance(work, Deletion) else EmbeddedCommand(work)
-        (ack,) = writer.apply([item], (), NOW)
-        bad = isinstance(work, Announcement) and "broken" in (work.location or "")
-        failure = Failure(DeadReason.EXTRACTION_FAILED, "broken", "extract") if bad else ack.failure
-        return Outcome.DEAD_LETTERED if failure else ack.outcome, failure
+                self.producer.send(self.settings.outcome_topic, waiting.encode(), orjson.dumps(record))
 
     def rows(self, table: str, columns: list[str], condition: str = IS_DOCUMENT) -> list[tuple[Any, ...]]:
         dataset = lance.dataset(f"{self.settings.tables_uri}/scraper_{table}.lance")
@@ -179,7 +192,7 @@ def indexing(service: Service) -> Iterator[Callable[[], None]]:
         try:
             writer = service.writer()
             while not stop.is_set():
-                if not service.index(writer=writer):
+                if not service.index(writer=writer, batch_max=BATCH_MAX):
                     stop.wait(0.05)
         except BaseException as error:
             failures.append(error)

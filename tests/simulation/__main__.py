@@ -10,6 +10,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from multiprocessing.connection import wait
+from typing import Any
 
 from tests.simulation.breakages import BREAKAGES, break_one
 from tests.simulation.scenario import NOT_HERE, PER_CALL, PER_MINUTE, SEEN_OTHERWISE, Result, run
@@ -35,7 +37,7 @@ def main() -> int:
     asked = parser.parse_args()
     seeds = range(asked.first, asked.first + asked.seeds)
     if asked.prove:
-        return prove(seeds)
+        return prove(seeds, asked.jobs)
     if asked.seed is not None:
         break_one(asked.broken)
         result = run(asked.seed, trace=asked.trace)
@@ -81,15 +83,21 @@ def report(results: Iterable[Result], failures_max: int, coverage: bool) -> int:
     return 1 if failed or (coverage and missing) else 0
 
 
-def prove(seeds: range) -> int:
-    """Break one guarantee after the other, each in a process of its own: every one must be noticed."""
+def prove(seeds: range, jobs: int) -> int:
+    """Break each guarantee, in a process of its own and `jobs` at a time: every one must be noticed."""
     unnoticed = 0
     warnings.filterwarnings("ignore", "lance is not fork-safe")  # none of its code ever runs here
-    for name in BREAKAGES:
-        child = multiprocessing.get_context("fork").Process(target=_notice, args=(name, seeds))
-        child.start()
-        child.join()
-        unnoticed += child.exitcode != 0
+    waiting, running = list(BREAKAGES), list[Any]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            child = multiprocessing.get_context("fork").Process(target=_notice, args=(waiting.pop(0), seeds))
+            child.start()
+            running.append(child)
+        wait([child.sentinel for child in running])
+        for child in [child for child in running if not child.is_alive()]:
+            child.join()
+            running.remove(child)
+            unnoticed += child.exitcode != 0
     print(f"breakages={len(BREAKAGES)} unnoticed={unnoticed}")
     return 1 if unnoticed else 0
 

@@ -66,7 +66,13 @@ SEEN_OTHERWISE = (
     "poisoned_object", "provider_refused",
 )  # fmt: skip
 """What must have happened as well, as a consequence."""
-NOT_HERE = ("writer.compacting", "writer.indexing", "writer.cleaning")  # upkeep is simulated: see tables.py
+NOT_HERE = (
+    "writer.compacting",
+    "writer.indexing",
+    "writer.cleaning",
+    "writer.snapshotting",
+    "writer.expiring",
+)  # upkeep is simulated: see tables.py
 
 SETTINGS = Settings(
     _env_file=None, kafka_brokers="simulated", kafka_topics=TOPIC, command_topic=COMMANDS, embedding_provider="hash",

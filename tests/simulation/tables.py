@@ -228,6 +228,10 @@ class SimulatedMaintenance:
         self.unindexed_rows = 0
         self.last = "none yet"
         self.is_pending = False
+        self.is_building = False
+
+    def asked(self) -> None:
+        pass
 
     def committed(self, chunks: int) -> None:
         self.unindexed_rows += chunks

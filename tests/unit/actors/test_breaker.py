@@ -62,6 +62,15 @@ def test_a_system_that_names_a_delay_is_obeyed() -> None:
     assert breakers.wait_s("s3://b", "other", FIRST_PAUSE_S + 30) == 0
 
 
+def test_a_delay_that_a_system_names_does_not_grow() -> None:
+    breakers, now = opened(), FIRST_PAUSE_S
+    for number in range(6):  # as one asks for an actor that is being begun again
+        assert breakers.wait_s("s3://b", f"probe {number}", now) == 0
+        breakers.failed("s3://b", f"probe {number}", TransientError("writer is down"), 0.5, now)
+        now += 0.5
+    assert breakers.wait_s("s3://b", "last", now) == 0
+
+
 def test_a_key_that_failed_its_probe_lets_those_who_wait_go_first() -> None:
     breakers = opened()
     assert breakers.wait_s("s3://b", "bad", FIRST_PAUSE_S) == 0

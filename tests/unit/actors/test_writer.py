@@ -39,6 +39,8 @@ class FakeTables:
         self.progress = progress
         return [Ack(Outcome.DELETED, commit_sequence=len(self.durable)) for _ in batch]
 
+    is_building = False
+
     def maintain(self, now: datetime) -> str | None:
         return None
 

@@ -28,11 +28,16 @@ def test_a_role_killed_again_is_measured_from_the_last_kill() -> None:
 
 
 def test_what_the_campaign_took_away_is_measured_from_when_it_gave_it_back() -> None:
-    kill = Ledger().killed("s3", "SIGKILL", "s3", 0.0)
-    kill.back_at = kill.healed_at = 5.0
-    assert kill.took_s == 0.0
-    kill.indexed_at = 8.0
-    assert kill.took_s == 3.0
+    ledger = Ledger()
+    broker = ledger.killed("broker", "SIGKILL", "broker", 0.0)
+    s3, writer = (ledger.killed(role, "SIGKILL", role, 1.0) for role in ("s3", "writer"))
+    ledger.given_back(5.0, but=broker)
+    broker.back_at = s3.back_at = 5.0
+    assert (s3.took_s, broker.took_s) == (0.0, 5.0)
+    writer.back_at = 3.0
+    writer.probe = 9
+    assert ledger.indexed(9, 8.0) == [writer]
+    assert writer.took_s == 3.0
 
 
 def test_a_kill_during_another_recovery_is_not_alone() -> None:

@@ -39,6 +39,7 @@ class FakeActor:
     started: int = 0
     ended: int = 0
     drained: list[float] = field(default_factory=list)
+    rejoined: int = 0
 
     @property
     def statistics(self) -> Method:
@@ -51,6 +52,14 @@ class FakeActor:
     @property
     def drain(self) -> Method:
         return Method(self._drain)
+
+    @property
+    def rejoin(self) -> Method:
+        return Method(self._rejoin)
+
+    async def _rejoin(self) -> None:
+        self.rejoined += 1
+        await self._answer()
 
     async def _answer(self) -> None:
         if self.is_silent:
@@ -222,6 +231,18 @@ async def test_readers_of_a_broker_that_has_ended_are_replaced() -> None:
     await on.crew.dismiss()
 
 
+async def test_a_reader_is_asked_to_join_anew_only_while_it_runs() -> None:
+    on = stage()
+    assert on.crew.readers == ["reader-0"]
+    on.crew.rejoin("reader-0")  # nobody is there yet
+    reader = await up(on)
+    on.crew.rejoin("reader-0")
+    on.crew.rejoin("reader-1")
+    await on.turn()
+    assert reader.rejoined == 1
+    await on.crew.dismiss()
+
+
 async def test_a_drained_reader_is_not_begun_again_and_what_it_left_is_told() -> None:
     on = stage()
     reader = await up(on)
@@ -271,7 +292,10 @@ async def test_an_actor_that_is_only_being_created_is_dismissed_too() -> None:
     assert len(on.cluster.lives) == 1, "nobody is created any more"
 
 
-async def test_a_reader_that_is_only_being_created_takes_nothing_after_a_drain() -> None:
+async def test_a_reader_that_is_only_being_created_takes_nothing_after_a_drain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(crew_module, "ANSWER_S", 0.1)  # waited out, since nothing comes of the creation
     on = stage()
     on.cluster.gate = threading.Event()
     await on.turn()

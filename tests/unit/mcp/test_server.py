@@ -44,6 +44,7 @@ class FakeService:
             "next_cursor": str(start + limit) if more else None,
             "indexed_through": datetime(2025, 1, 20, 14, 30, 4, tzinfo=UTC),
             "warnings": ["slow"],
+            **({"as_of": {"commit_sequence": 412, "committed_at": COLLECTED}} if parameters["as_of"] else {}),
         }
 
     async def similar_apis(self, spec: Mapping[str, Any], limit: int) -> dict[str, Any]:
@@ -274,3 +275,13 @@ async def test_a_reported_fix_goes_to_the_log_and_returns_its_job(client: Client
     result = await call(client, "report_fix", **report)
     assert result.structured_content == {"job_id": "j1", "status": "accepted"}
     assert service.calls == [("report", (report, "mcp"))]
+
+
+async def test_the_index_as_it_was_can_be_asked_and_the_answer_says_which_state_it_is(
+    client: Client[Any], service: FakeService
+) -> None:
+    service.rows = [a_row()]
+    body = (await call(client, "search_scrapes", as_of="2025-01-20T15:00:00Z")).structured_content
+    assert service.calls[0][1]["as_of"] == "2025-01-20T15:00:00Z"
+    assert body["as_of"] == {"commit_sequence": 412, "committed_at": "2025-01-20T14:30:00Z"}
+    assert "as_of" not in (await call(client, "search_scrapes")).structured_content

@@ -16,13 +16,15 @@ from fastapi import FastAPI
 
 from shoal.errors import TransientError
 from shoal.records import Vector
+from shoal.serve_apps.collection_search import Defaults
 from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.serve_apps.rest import create_rest
 from shoal.serve_apps.search_service import SearchService
+from shoal.store.facets import Facets
 from shoal.store.feeds import Catalogue
 from shoal.store.reading import Freshness
-from shoal.store.requests import Hit, SearchPage, SearchRequest
+from shoal.store.requests import AsOf, Hit, SearchPage, SearchRequest
 
 HASH = "a" * 64
 COMMITTED = datetime(2025, 1, 20, 14, 30, 4, tzinfo=UTC)
@@ -58,6 +60,7 @@ class FakeIndex:
     model: str = "hash:4"
     hits: tuple[Hit, ...] = (a_hit(),)
     cursor: str | None = None
+    as_of: AsOf | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
     fixed: list[dict[str, Any]] = field(default_factory=list)
@@ -65,12 +68,21 @@ class FakeIndex:
     asked_fixes: list[tuple[Any, ...]] = field(default_factory=list)
     catalogue: Catalogue | Exception | None = None
     error: Exception | None = None
+    facets: Facets | None = None
 
     async def search(self, request: SearchRequest) -> SearchPage:
         if self.error:
             raise self.error
         self.requests.append(request)
-        return SearchPage(request.mode, self.hits[: request.limit], self.cursor, Freshness(7, COMMITTED))
+        return SearchPage(
+            request.mode,
+            self.hits[: request.limit],
+            self.cursor,
+            Freshness(7, COMMITTED),
+            unindexed_rows={"vector": 3, "keyword": None},
+            facets=self.facets,
+            as_of=self.as_of,
+        )
 
     async def by_hash(self, sha256: str) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["sha256_hash"] == sha256]
@@ -149,6 +161,7 @@ class Stand:
     log: FakeLog = field(default_factory=FakeLog)
     status: Any = None
     tables_error: Exception | None = None
+    defaults: Defaults = field(default_factory=Defaults)
 
     def service(self) -> SearchService:
         async def open_index() -> FakeIndex:
@@ -162,7 +175,7 @@ class Stand:
             return self.status
 
         vectors = QueryVectors(self.embedder, deadline_s=0.05)
-        return SearchService(open_index, vectors, Commands(self.log.open, "commands"), read_status)
+        return SearchService(open_index, vectors, Commands(self.log.open, "commands"), read_status, self.defaults)
 
     def app(self) -> FastAPI:
         return create_rest(self.service())

@@ -8,6 +8,8 @@ import pytest
 from shoal.errors import ConfigurationError, TransientError
 from shoal.store.cursors import CursorError
 from shoal.store.filters import And, Equals, Range, matches, to_sql
+from shoal.store.requests import AsOf
+from tests.unit.serve_apps.conftest import COMMITTED
 
 SEARCH = "/api/v1/scrapes/search"
 HASH = "a" * 64
@@ -105,6 +107,9 @@ async def test_an_unescaped_plus_of_a_zone_is_understood(http: Any, stand: Any) 
         ("hash", "abc"),
         ("hash", "' OR 1=1 --" + "a" * 53),
         ("wait_token", "1; DROP TABLE"),
+        ("as_of", "yesterday"),
+        ("as_of", "1" * 19),
+        ("as_of", "-4"),
         ("dataset", "a\x00b"),
         ("query", "q" * 4001),
         ("explain", "perhaps"),
@@ -142,9 +147,9 @@ async def test_empty_parameters_count_as_absent(http: Any, stand: Any) -> None:
 
 
 async def test_unknown_parameters_are_ignored_and_listed(http: Any) -> None:
-    body = (await http.get(SEARCH, params={"as_of": "2025", "lmit": "5"})).json()
+    body = (await http.get(SEARCH, params={"at": "2025", "lmit": "5"})).json()
     assert body["count"] == 1
-    assert body["warnings"] == ["unknown parameter ignored: as_of", "unknown parameter ignored: lmit"]
+    assert body["warnings"] == ["unknown parameter ignored: at", "unknown parameter ignored: lmit"]
 
 
 HOSTILE = ["' OR '1'='1", "x'; DROP TABLE scraper_metadata; --", "\\' OR 1=1 --", "%' UNION SELECT 1", "𝕏'\u2019\u202e"]
@@ -237,3 +242,30 @@ async def test_an_unknown_hash_does_not_exist_and_a_wrong_one_is_refused(http: A
     assert (await http.get(f"/api/v1/scrapes/{'b' * 64}")).json() == {"exists": False}
     refused = await http.get("/api/v1/scrapes/' OR 1=1")
     assert (refused.status_code, refused.json()["parameter"]) == (422, "hash")
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("412", 412),
+        ("2025-01-20", datetime(2025, 1, 20, tzinfo=UTC)),
+        (
+            "2025-01-20T14:30:00 01:00",
+            datetime(2025, 1, 20, 13, 30, tzinfo=UTC),
+        ),  # '+' in a URL
+    ],
+)
+async def test_as_of_is_a_commit_or_a_time_and_the_answer_says_which_state_it_is(
+    http: Any, stand: Any, asked: str, meant: datetime | int
+) -> None:
+    stand.index.as_of = AsOf(412, COMMITTED)
+    body = (await http.get(SEARCH, params={"as_of": asked})).json()
+    assert stand.index.requests[0].as_of == meant
+    assert body["as_of"] == {"commit_sequence": 412, "committed_at": "2025-01-20T14:30:04Z"}
+    assert "as_of" not in (await _without(stand, http))
+
+
+async def _without(stand: Any, http: Any) -> dict[str, Any]:
+    stand.index.as_of = None
+    body: dict[str, Any] = (await http.get(SEARCH)).json()
+    return body

@@ -3,201 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lancedb
 import numpy as np
-import pyarrow as pa
 import pytest
 import pytest_asyncio
 from lancedb.index import FTS, BTree, IvfFlat
 
 from shoal.errors import ConfigurationError, TransientError
 from shoal.records import FENCE_ID, Vector
-from shoal.store import ranked, reading, search
+from shoal.store import ranked, ranked_pages, reading, search
 from shoal.store.cursors import CursorError
-from shoal.store.fence import Fence
 from shoal.store.filters import And, Equals, FilterError, In, Not, Or, Prefix, QueryError, Range
 from shoal.store.reading import Tables
-from shoal.store.requests import Hit, SearchPage, SearchRequest
+from shoal.store.requests import SearchRequest
 from shoal.store.schemas import (
     CHUNK_COLUMNS,
-    FIXES_TABLE,
-    JOBS_TABLE,
-    KEYS,
     METADATA_COLUMNS,
-    CollectionFacts,
-    TableKind,
-    chunk_id,
-    metadata_table,
-    revision,
     table_schema,
     tombstone_revision,
-    vectors_table,
 )
 from shoal.store.search import SearchIndex
-
-WIDTH = 8
-FACTS = CollectionFacts(model="hash:8", width=WIDTH)
-T0 = datetime(2025, 1, 20, 12, tzinfo=UTC)
-NAMES: dict[TableKind, str] = {
-    "metadata": metadata_table("scraper"),
-    "vectors": vectors_table("scraper"),
-    "fixes": FIXES_TABLE,
-    "jobs": JOBS_TABLE,
-}
-
-
-def towards(axis: int, amount: float = 1.0) -> Vector:
-    """A unit vector whose cosine similarity with axis 0 falls as `amount` grows."""
-    vector = np.zeros(WIDTH, np.float32)
-    vector[0] = 1.0
-    vector[axis] += amount
-    return vector / np.linalg.norm(vector)
-
+from tests.fixtures.library import (
+    BOTH,
+    EVERY_MODE,
+    FACTS,
+    LIST,
+    NAMES,
+    NEAR,
+    NORTH,
+    RANKED_MODES,
+    T0,
+    WIDTH,
+    WORDS,
+    Library,
+    ids,
+    rows_of,
+    towards,
+)
 
 AT_ONCE = timedelta(milliseconds=1)
 SOON = timedelta(milliseconds=200)  # far below the floor of the settings, far above one read
-NORTH = np.eye(WIDTH, dtype=np.float32)[0]
-
-
-def rows_of(
-    document: str,
-    chunks: Sequence[tuple[str, Vector]] = (("some text", NORTH),),
-    version: str = "1",
-    traits: dict[str, Any] | None = None,
-    **columns: Any,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The chunk rows and the metadata row of one document."""
-    shared: dict[str, Any] = {
-        "sha256_hash": f"hash of {document} {version}",
-        "collection": "scraper",
-        "data_source": "NYISO",
-        "data_type": "load",
-        "dataset": "nyiso_load",
-        "environment": "prod",
-        "scraper_name": "nyiso_load",
-        "collected_at": T0,
-        "file_format": "JSON",
-    } | columns
-    copies = {name: value for name, value in shared.items() if name in CHUNK_COLUMNS} | (traits or {})
-    chunk_rows = [
-        copies
-        | {
-            "id": chunk_id(document, index),
-            "metadata_id": document,
-            "document_version": version,
-            "chunk_index": index,
-            "content_summary": text,
-            "content_embedding": vector,
-        }
-        for index, (text, vector) in enumerate(chunks)
-    ]
-    key = {"revision": revision(document, version), "id": document, "version": version}
-    return chunk_rows, shared | key | {"validation_status": "indexed", "chunk_count": len(chunks)}
-
-
-class Library:
-    """The writing side: the tables as the writer leaves them, or half-way, as asked."""
-
-    def __init__(self, uri: Path, connection: Any, tables: dict[TableKind, Any]) -> None:
-        self.uri, self.connection, self.tables = uri, connection, tables
-        self.sequence = 0
-
-    @classmethod
-    async def create(cls, uri: Path) -> Library:
-        connection = await lancedb.connect_async(uri)
-        for kind, name in NAMES.items():
-            await connection.create_table(name, schema=table_schema(kind, FACTS))
-        library = await cls.open(uri)
-        for kind in NAMES:
-            await library.merge(kind, [])
-        return library
-
-    @classmethod
-    async def open(cls, uri: Path) -> Library:
-        connection = await lancedb.connect_async(uri)
-        return cls(uri, connection, {kind: await connection.open_table(name) for kind, name in NAMES.items()})
-
-    async def merge(self, kind: TableKind, rows: Sequence[dict[str, Any]], sequence: int | None = None) -> None:
-        """Commits rows and the fence row in one transaction, as the writer does."""
-        at = self.sequence if sequence is None else sequence
-        fence = Fence(1, at, T0, FACTS.model, FACTS.width, FACTS.layout, progress=((("c", "t", 0), at),))
-        schema = table_schema(kind, FACTS)
-        every = [{KEYS[kind]: FENCE_ID, "fence": fence.to_json()}, *rows]
-        data = pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in every], schema)
-        merge = self.tables[kind].merge_insert(KEYS[kind]).when_matched_update_all().when_not_matched_insert_all()
-        await merge.execute(data)
-
-    async def put(
-        self,
-        document: str,
-        chunks: Sequence[tuple[str, Vector]] = (("some text", NORTH),),
-        version: str = "1",
-        *,
-        parts: Sequence[TableKind] = ("vectors", "metadata"),
-        replaces: str | None = None,
-        **columns: Any,
-    ) -> None:
-        """Commits one document, chunks first; `parts` stops it half-way. `replaces`: the version it supersedes."""
-        chunk_rows, row = rows_of(document, chunks, version, **columns)
-        self.sequence += 1
-        if "vectors" in parts:
-            await self.merge("vectors", chunk_rows)
-        if "metadata" in parts:
-            old = {} if replaces is None else await self.row(revision(document, replaces))
-            await self.merge("metadata", [row, *([{**old, "superseded_at": T0}] if old else [])])
-
-    async def put_all(self, documents: Sequence[tuple[list[dict[str, Any]], dict[str, Any]]]) -> None:
-        """Commits many documents (of `rows_of`) at once."""
-        self.sequence += 1
-        await self.merge("vectors", [row for chunk_rows, _ in documents for row in chunk_rows])
-        await self.merge("metadata", [row for _, row in documents])
-
-    async def row(self, key: str) -> dict[str, Any]:
-        rows = await self.tables["metadata"].query().where(f"revision = '{key}'").to_list()
-        return dict(rows[0])
-
-
-@pytest.fixture(autouse=True)
-def settle_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests leave commits half-way for good; those where the second half comes set a long wait."""
-    monkeypatch.setattr(reading, "_SETTLE_S", 0.0)
-
-
-@pytest_asyncio.fixture
-async def library(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """Empty tables: made once, copied for each test."""
-    template = tmp_path_factory.getbasetemp() / "empty-tables"
-    if not template.exists():
-        await Library.create(template)
-    return await Library.open(Path(shutil.copytree(template, tmp_path / "tables")))
-
-
-@pytest_asyncio.fixture
-async def index(library: Library) -> AsyncIterator[SearchIndex]:
-    """Looks for new commits at every search, as if a refresh interval had passed."""
-    opened = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=0.0)
-    yield opened
-    await opened.close()
-
-
-def ids(page: SearchPage | Sequence[Hit]) -> list[str]:
-    hits = page.hits if isinstance(page, SearchPage) else page
-    return [hit.metadata["id"] for hit in hits]
-
-
-LIST = SearchRequest(mode="sql", limit=100)
-NEAR = SearchRequest(mode="vector", vector=NORTH, limit=100)
-WORDS = SearchRequest(mode="keyword", query="wind", limit=100)
-BOTH = SearchRequest(mode="hybrid", query="wind", vector=NORTH, limit=100)
-EVERY_MODE = [LIST, NEAR, WORDS, BOTH]
-RANKED_MODES = EVERY_MODE[1:]
 
 
 # --- opening ----------------------------------------------------------------------------------
@@ -565,7 +416,7 @@ async def test_ranked_pages_fit_together_across_depths(
 async def test_ranked_paging_ends_at_its_bound_with_a_warning(
     library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "OFFSET_MAX", 10)
+    monkeypatch.setattr(ranked_pages, "OFFSET_MAX", 10)
     await _many(library, 40)
     first = await index.search(replace(NEAR, limit=10))
     second = await index.search(replace(NEAR, limit=10, cursor=first.next_cursor))
@@ -698,6 +549,20 @@ async def test_freshness_is_the_fence_of_what_was_read(library: Library, index: 
     assert page.freshness.committed_at == T0
     assert page.freshness.positions == {("c", "t", 0): 2}
     assert await index.freshness() == page.freshness
+
+
+async def test_an_answer_tells_what_its_indexes_do_not_cover_yet(library: Library, monkeypatch: Any) -> None:
+    monkeypatch.setattr(reading, "_INDEX_LOOK_S", 0.0)
+    index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=0.0)
+    await library.put_all([rows_of(f"d{number}") for number in range(20)])
+    assert (await index.search(LIST)).unindexed_rows == {"vector": None, "keyword": None}
+    await library.tables["vectors"].create_index("content_summary", config=FTS(with_position=True))
+    await library.tables["vectors"].create_index("content_embedding", config=IvfFlat(distance_type="cosine"))
+    assert (await index.search(NEAR)).unindexed_rows == {"vector": 0, "keyword": 0}
+    await library.put_all([rows_of(f"e{number}") for number in range(7)])
+    unindexed = (await index.search(NEAR)).unindexed_rows
+    assert unindexed == {"vector": 8, "keyword": 8}  # seven chunks, and the fence's row that each commit rewrites
+    await index.close()
 
 
 async def test_a_search_waits_for_the_commit_it_is_told_of(library: Library) -> None:

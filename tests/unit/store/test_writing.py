@@ -22,6 +22,7 @@ from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, TableKind
 from shoal.store.tables import FencedTable
 from shoal.store.writing import PATIENCE, TableWriter, collection_model, storage_options
 from tests.fixtures.documents import MODEL, WIDTH, command, deletion, document, failed, position
+from tests.fixtures.upkeep import upkeep as run_upkeep
 
 NOW = datetime(2025, 1, 20, 15, 0, tzinfo=UTC)
 A, B, C = "prod:ds:a.json", "prod:ds:b.json", "prod:ds:c.json"
@@ -497,11 +498,7 @@ def test_a_command_for_another_collection_is_refused(place: str) -> None:
 
 
 def upkeep(writer: TableWriter, now: datetime = NOW) -> list[str]:
-    done = []
-    while (step := writer.maintain(now)) is not None:
-        done.append(step)
-        assert len(done) < 100, "upkeep ends"
-    return done
+    return run_upkeep(writer, now)
 
 
 def test_the_indexes_a_reader_can_not_do_without_are_there_at_once(place: str) -> None:
@@ -556,24 +553,30 @@ def test_upkeep_ends_a_zombie_too_and_leaves_the_tables_alone(place: str) -> Non
 
 def test_the_vector_index_comes_with_enough_rows_and_grows_with_them(place: str) -> None:
     writer = open_writer(place, index_rows_min=256, compact_commits=2)
-    offset = 0
+    offset = hours = 0
 
     def fill(count: int) -> list[str]:
-        nonlocal offset
+        nonlocal offset, hours
         for _ in range(2):
             start, offset = offset, offset + count // 2
             write(writer, *(document(f"prod:ds:{n}", n, content=f"text {n}", chunks=8) for n in range(start, offset)))
-        return upkeep(writer)
+        hours += 1
+        return upkeep(writer, NOW + timedelta(hours=hours))
 
-    assert not any("trained" in step for step in fill(20))
-    assert any("trained the vector index of vectors on 800 rows, 3 partitions" in step for step in fill(80))
-    assert not any("trained the vector index of vectors" in step for step in fill(20))
+    trained = "train of content_embedding took"
+    assert not any("train" in step for step in fill(20))
+    assert any(trained in step for step in fill(80))
+    assert not any(trained in step for step in fill(20))
     dataset = lance.dataset(f"{place}/scraper_vectors.lance")
     assert len(dataset.get_ivf_model("content_embedding_idx").centroids) == 3, "folding rows in keeps the partitions"
     indexed = {index.name: index.num_rows_indexed for index in dataset.describe_indices()}
     assert indexed["content_embedding_idx"] >= 960
     assert writer.statistics().unindexed_rows == 0
-    assert any("trained the vector index of vectors on 1920 rows, 7 partitions" in step for step in fill(120))
+    done = fill(120)
+    assert any("1920 vectors outgrew the training on 800" in step for step in done)
+    assert any(trained in step for step in done)
+    centroids = lance.dataset(f"{place}/scraper_vectors.lance").get_ivf_model("content_embedding_idx").centroids
+    assert len(centroids) == 7
     wanted = document("prod:ds:5", 5, content="text 5", chunks=8)
     assert wanted.vectors is not None
     nearest = {"column": "content_embedding", "q": wanted.vectors[3], "k": 1, "nprobes": 7, "refine_factor": 10}

@@ -1,0 +1,149 @@
+"""The general search: one typed question to a collection, one JSON-shaped answer (contracts 3).
+
+Beside the calls for scrapers, which keep the shape that their clients know, this is the whole of the search core.
+Without a query it lists, newest first; with one it ranks, by meaning and words unless told otherwise. Where the
+embedder is down it goes on by words and says so. Fails with InvalidParameter, the store's QueryError, or
+TransientError while there are no tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from shoal.records import Vector
+from shoal.serve_apps.collection_models import CollectionSearch
+from shoal.serve_apps.degrading import mode_and_vector
+from shoal.serve_apps.freshness import Lag, freshness_of
+from shoal.serve_apps.models import QueryType
+from shoal.serve_apps.query_vectors import QueryVectors
+from shoal.settings import Settings
+from shoal.store.boosts import DAY_S, NO_BOOSTS, Boosts
+from shoal.store.conditions import FILTERS
+from shoal.store.facets import Facets
+from shoal.store.filters import check
+from shoal.store.requests import FusionMethod, Hit, SearchPage, SearchRequest
+
+CHUNK_FIELDS = (
+    "id", "chunk_index", "heading", "char_start", "char_end", "token_count", "content_schema", "api_endpoint",
+    "auth_method", "rate_limit", "data_freshness", "pagination_type",
+)  # fmt: skip
+TEXT_CHARS_MAX = 4_000
+"""A chunk is some 2,000 characters; what is longer is cut, its whole text is the document's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """How a service ranks where a request does not say otherwise; of the settings."""
+
+    fusion: FusionMethod = "weighted"
+    boosts: Boosts = NO_BOOSTS
+
+    @classmethod
+    def of(cls, settings: Settings) -> Defaults:
+        boosts = Boosts(
+            recency=settings.boost_recency,
+            half_life_s=settings.boost_recency_half_life_days * DAY_S,
+            title=settings.boost_title,
+            identifier=settings.boost_identifier,
+        )
+        return cls(settings.search_fusion, boosts)
+
+
+class Index(Protocol):
+    @property
+    def model(self) -> str: ...
+    async def search(self, request: SearchRequest) -> SearchPage: ...
+
+
+class CollectionSearches:
+    """One per replica."""
+
+    def __init__(
+        self, index: Callable[[], Awaitable[Index]], vectors: QueryVectors, lag: Lag, defaults: Defaults
+    ) -> None:
+        self._index = index
+        self._defaults = defaults
+        self._vectors = vectors
+        self._lag = lag
+
+    async def search(self, name: str, parameters: CollectionSearch | Mapping[str, Any]) -> dict[str, Any]:
+        """One page of documents of the collection `name`."""
+        started = time.perf_counter()
+        asked = CollectionSearch.read(parameters)
+        filters = asked.filters.filter() if asked.filters else None
+        if filters is not None:
+            check(filters, FILTERS)  # before anything is paid for the question's vector
+        index = await self._index()
+        warnings: list[str] = []
+        mode: QueryType = "sql"
+        vector: Vector | None = None
+        if asked.query:
+            mode, vector = await mode_and_vector(
+                self._vectors, index.model, asked.query, asked.mode or "hybrid", asked.cursor, warnings
+            )
+        page = await index.search(
+            SearchRequest(
+                collection=name,
+                mode=mode,
+                query=asked.query,
+                vector=vector,
+                filters=filters,
+                limit=asked.limit,
+                cursor=asked.cursor,
+                explain=asked.explain,
+                fusion=self._defaults.fusion,
+                boosts=asked.boosts.over(self._defaults.boosts) if asked.boosts else self._defaults.boosts,
+                mmr_lambda=asked.mmr_lambda,
+                chunks_per_document=asked.chunks_per_document,
+                highlight=asked.highlight,
+                facets=asked.facets,
+                wait_sequence=int(asked.wait_token) if asked.wait_token else None,
+            )
+        )
+        return {
+            "results": [_result(hit, explain=asked.explain) for hit in page.hits],
+            "count": len(page.hits),
+            "mode": page.mode,
+            "next_cursor": page.next_cursor,
+            "took_ms": round(1000 * (time.perf_counter() - started), 1),
+            "freshness": freshness_of(page, await self._lag.now()),
+            "warnings": [*warnings, *page.warnings],
+            **({"facets": _facets(page.facets)} if page.facets else {}),
+            **({"explain": page.explain, "timings_ms": page.timings_ms} if asked.explain else {}),
+        }
+
+
+def _result(hit: Hit, *, explain: bool) -> dict[str, Any]:
+    """{document, score, distance, chunks}, best chunk first; chunks and scores only where a query ranked them."""
+    result: dict[str, Any] = {"document": hit.metadata}
+    if hit.chunk is not None:
+        chunks = [_chunk(chunk) for chunk in hit.chunks or (hit.chunk,)]
+        for chunk, snippet in zip(chunks, hit.snippets, strict=False):
+            chunk["snippet"] = snippet.shown()
+        result |= {"score": hit.score, "distance": hit.distance, "chunks": chunks}
+    if explain:
+        result["explain"] = hit.explain
+    return result
+
+
+def _facets(facets: Facets) -> dict[str, Any]:
+    """{of, exact, columns: {name: {values: [{value, count}], others, missing}}}. `exact`: `of` is all that match; else
+    the documents looked at, of a ranking the best."""
+    columns = {
+        name: {
+            "values": [{"value": value, "count": count} for value, count in facet.values],
+            "others": facet.others,
+            "missing": facet.missing,
+        }
+        for name, facet in facets.columns.items()
+    }
+    return {"of": facets.counted, "exact": facets.exact, "columns": columns}
+
+
+def _chunk(row: Mapping[str, Any]) -> dict[str, Any]:
+    text = row.get("content_summary")
+    cut = text if text is None or len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"
+    return {**{name: row.get(name) for name in CHUNK_FIELDS}, "text": cut}

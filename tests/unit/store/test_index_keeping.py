@@ -1,0 +1,412 @@
+"""The writer keeps its indexes right: builds beside it, compaction held back, every step verified, defects healed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import lance
+import psutil
+import pytest
+
+from shoal.records import Outcome
+from shoal.settings import Settings
+from shoal.store.index_state import STATE
+from shoal.store.index_views import views
+from shoal.store.maintenance import Maintenance
+from shoal.store.state_files import read_state
+from shoal.store.tables import FencedTable
+from shoal.store.verification import canary_word, coverage, text_canary, vector_canary
+from shoal.store.writing import TableWriter
+from tests.fixtures.documents import MODEL, command, document
+from tests.fixtures.upkeep import HANG_S, upkeep
+
+NOW = datetime(2025, 1, 20, 15, 0, tzinfo=UTC)
+WIDTH = 16
+HOUR = timedelta(hours=1)
+VECTORS, TEXT = "content_embedding_idx", "content_summary_idx"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    return str(tmp_path / "lancedb")
+
+
+def open_writer(place: str, **settings: Any) -> TableWriter:
+    chosen: dict[str, Any] = {"index_rows_min": 256, "compact_commits": 2, **settings}
+    return TableWriter.open(place, {}, MODEL, WIDTH, settings=Settings(**chosen), now=NOW)
+
+
+def write(writer: TableWriter, start: int, count: int, chunks: int = 10, version: str = "v1") -> None:
+    items = [
+        document(f"prod:ds:{n}", n, version=version, content=f"text {n} {version}", chunks=chunks, width=WIDTH)
+        for n in range(start, start + count)
+    ]
+    assert all(ack.outcome is Outcome.INDEXED for ack in writer.apply(items, (), NOW))
+
+
+def filled(place: str, **settings: Any) -> TableWriter:
+    """600 chunks, indexed."""
+    writer = open_writer(place, **settings)
+    write(writer, 0, 30)
+    write(writer, 30, 30)
+    done = upkeep(writer, NOW)
+    assert any("train of content_embedding took" in step for step in done)
+    return writer
+
+
+def table(place: str) -> FencedTable:
+    found = FencedTable.open("vectors", f"{place}/scraper_vectors.lance", {})
+    assert found is not None
+    return found
+
+
+def state(place: str) -> dict[str, Any]:
+    found: dict[str, Any] = read_state(Settings(lancedb_path=place), STATE) or {}
+    return found
+
+
+def record(place: str, column: str = "content_embedding") -> dict[str, Any]:
+    found: dict[str, Any] = state(place)["tables"]["vectors"][column]
+    return found
+
+
+def child_of_this_process() -> psutil.Process:
+    (child,) = [
+        process for process in psutil.Process().children() if "shoal.store.building" in " ".join(process.cmdline())
+    ]
+    return child
+
+
+def begin_build(writer: TableWriter, now: datetime = NOW) -> psutil.Process:
+    """Until the child is there; it stands still then."""
+    deadline = time.monotonic() + HANG_S
+    while not writer.is_building:
+        assert writer.maintain(now) is not None
+        assert time.monotonic() < deadline
+    child = child_of_this_process()
+    child.suspend()
+    return child
+
+
+def assert_right(place: str, chunks: int) -> None:
+    found = table(place)
+    assert found.count("fence IS NULL") == chunks
+    for name, view in views(found).items():
+        assert coverage(view) is None, name
+    assert vector_canary(found, "content_embedding", views(found)[VECTORS]) is None
+    assert text_canary(found, "content_summary", views(found)[TEXT]) is None
+
+
+# --- builds beside the writer ---------------------------------------------------------------------------------
+
+
+def test_writes_and_queries_go_on_while_an_index_is_built_and_compaction_waits_for_it(place: str) -> None:
+    writer = open_writer(place)
+    write(writer, 0, 30)
+    write(writer, 30, 30)
+    # 1. A build is under way. 2. Enough commits come that compaction is due. 3. Other tables are compacted, this
+    # one is not, and nothing is cleaned. 4. The build ends; 5. now it is compacted.
+    child = begin_build(writer)
+    kind = state(place)["build"]["table"]
+    assert kind == "vectors"
+    for n in range(60, 66):
+        write(writer, n, 1)
+    done = []
+    while (step := writer.maintain(NOW + 10 * HOUR)) is not None:
+        done.append(step)
+    assert any("compacted metadata" in step for step in done)
+    assert not any("compacted vectors" in step or "old versions" in step for step in done)
+    found = lance.dataset(f"{place}/scraper_vectors.lance").to_table(columns=["id"], filter="id = 'prod:ds:65#3'")
+    assert found.num_rows == 1
+    child.resume()
+    done = upkeep(writer, NOW + 10 * HOUR)
+    assert any("train of content_embedding took" in step for step in done)
+    assert any("compacted vectors" in step for step in done)
+    assert any("old versions of vectors" in step for step in done)
+    assert_right(place, 660)
+
+
+def test_a_killed_build_leaves_nothing_wrong_is_shown_and_tried_again_later(place: str) -> None:
+    writer = open_writer(place)
+    write(writer, 0, 30)
+    write(writer, 30, 30)
+    child = begin_build(writer)
+    child.send_signal(signal.SIGKILL)
+    done = upkeep(writer, NOW)
+    assert any("failed" in step and "SIGKILL" in step for step in done)
+    shown = record(place)
+    assert shown["failures"] == 1
+    assert "SIGKILL" in shown["last_build"]["outcome"]
+    assert "waits" in shown["why"]
+    assert not any("train" in step for step in upkeep(writer, NOW + timedelta(seconds=1))), "not at once"
+    assert any("train of content_embedding took" in step for step in upkeep(writer, NOW + HOUR))
+    assert record(place)["failures"] == 0
+    assert_right(place, 600)
+
+
+def test_a_writer_that_lost_its_tables_ends_its_build(place: str) -> None:
+    from shoal.errors import FencedError
+
+    zombie = open_writer(place)
+    write(zombie, 0, 30)
+    write(zombie, 30, 30)
+    child = begin_build(zombie)
+    open_writer(place)
+    write_more = [document("prod:ds:99", 99, width=WIDTH)]
+    with pytest.raises(FencedError):
+        zombie.apply(write_more, (), NOW)
+    del zombie
+    deadline = time.monotonic() + HANG_S
+    while child.is_running():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_orphans_build_that_lands_late_is_right_and_the_heir_goes_on(place: str) -> None:
+    """It changes no row; what it does not cover is scanned, and folded in as ever."""
+    from shoal.store.building import Job, build
+
+    writer = filled(place)
+    old = lance.dataset(f"{place}/scraper_vectors.lance")
+    parameters = {"num_partitions": 2, "num_sub_vectors": 4}
+    # 1. A build of this version is finished but for its commit; 2. the heir writes; 3. the build lands.
+    write(writer, 10, 5, chunks=3, version="v2")
+    write(writer, 60, 5)
+    old.create_index("content_embedding", "IVF_PQ", name=VECTORS, metric="cosine", replace=True, **parameters)
+    write(writer, 65, 5)
+    assert_right(place, 700 - 35)
+    upkeep(writer, NOW + HOUR)
+    assert_right(place, 700 - 35)
+    job = Job(f"{place}/scraper_vectors.lance", "train", "content_embedding", VECTORS, "IVF_PQ", parameters=parameters)
+    assert build(job).error is None
+
+
+def test_what_is_known_of_an_index_stands_beside_the_tables_and_outlives_the_writer(place: str) -> None:
+    filled(place)
+    shown = record(place)
+    assert (shown["kind"], shown["rows"], shown["trained_rows"]) == ("IVF_PQ", 600, 600)
+    assert shown["last_build"]["outcome"] == "verified"
+    assert shown["last_build"]["cpu_s"] > 0
+    assert shown["verified"]["outcome"] == "ok"
+    assert record(place, "content_summary")["verified"]["outcome"] == "ok"
+    heir = open_writer(place)
+    upkeep(heir, NOW)
+    assert record(place)["trained_rows"] == 600
+    assert record(place)["trained_at"] == shown["trained_at"]
+    os.unlink(f"{place}/_shoal/{STATE}")
+    upkeep(open_writer(place), NOW)
+    assert record(place)["trained_rows"] == 512, "from its two partitions"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"tables": {"vectors": 3}}', '{"tables": {"vectors": {"x": {"y": 1}}}}']
+)
+def test_a_damaged_state_file_costs_only_what_was_remembered(place: str, text: str) -> None:
+    filled(place)
+    Path(f"{place}/_shoal/{STATE}").write_text(text)
+    upkeep(open_writer(place), NOW)
+    assert record(place)["trained_rows"] == 512
+
+
+def test_another_kind_by_setting_is_built_and_flat_drops_it(place: str) -> None:
+    filled(place)
+    done = upkeep(open_writer(place, index_kind="ivf_rq"), NOW)
+    assert any("train of content_embedding took" in step for step in done)
+    assert record(place)["kind"] == "IVF_RQ"
+    assert_right(place, 600)
+    upkeep(open_writer(place, index_kind="flat"), NOW)
+    assert VECTORS not in views(table(place))
+    assert record(place)["kind"] is None
+
+
+def test_the_vectors_of_descriptions_are_indexed_too_and_history_has_none(place: str) -> None:
+    writer = open_writer(place)
+    for version in ("v1", "v2"):
+        items = [
+            document(f"prod:ds:{n}", n, version=version, content=f"{version} {n}", chunks=1, width=WIDTH)
+            for n in range(300)
+        ]
+        writer.apply(items, (), NOW)
+    done = upkeep(writer, NOW)
+    assert any("train of schema_embedding took" in step for step in done)
+    shown = state(place)["tables"]["metadata"]["schema_embedding"]
+    assert (shown["rows"], shown["trained_rows"], shown["verified"]["outcome"]) == (300, 300, "ok")
+
+
+# --- verification ---------------------------------------------------------------------------------------------
+
+
+def _lose_files(place: str, name: str) -> None:
+    for index in lance.dataset(f"{place}/scraper_vectors.lance").describe_indices():
+        if index.name == name:
+            for segment in index.segments:
+                for path in Path(f"{place}/scraper_vectors.lance/_indices/{segment.uuid}").iterdir():
+                    path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "canary"),
+    [(VECTORS, "content_embedding", vector_canary), (TEXT, "content_summary", text_canary)],
+)
+def test_an_index_that_lost_its_files_is_noticed_and_built_anew(
+    place: str, name: str, column: str, canary: Callable[..., str | None]
+) -> None:
+    writer = filled(place)
+    _lose_files(place, name)
+    assert "can't be searched" in str(canary(table(place), column, views(table(place))[name]))
+    # Any step that is verified meets it: here a compaction, with the fold that follows it.
+    write(writer, 60, 1)
+    write(writer, 61, 1)
+    done = upkeep(writer, NOW)  # and no cleaning, which has a look of its own
+    assert any(f"train of {column} took" in step for step in done)
+    assert record(place, column)["verified"]["outcome"] == "ok"
+    assert_right(place, 620)
+
+
+def test_a_fold_that_was_skipped_is_noticed(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = filled(place)
+    real = Maintenance._on
+    skipped: list[str] = []
+
+    def skipping(self: Any, kind: Any, epoch: int, doing: str, operation: Any) -> Any:
+        if TEXT in doing and not skipped:
+            skipped.append(doing)
+            return None
+        return real(self, kind, epoch, doing, operation)
+
+    monkeypatch.setattr(Maintenance, "_on", skipping)
+    write(writer, 60, 1)
+    write(writer, 61, 1)
+    done = upkeep(writer, NOW + HOUR)
+    assert skipped
+    assert any("train of content_summary took" in step and "verified" in step for step in done)
+    assert_right(place, 620)
+    assert views(table(place))[TEXT].unindexed == 0
+
+
+def test_a_step_that_loses_rows_is_an_error_and_no_silent_success(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from shoal.errors import TransientError
+
+    writer = filled(place)
+    write(writer, 60, 1)
+    write(writer, 61, 1)
+    real = Maintenance._fold
+
+    def losing(self: Any, kind: Any, epoch: int) -> Any:
+        if kind == "vectors":
+            self._on(kind, epoch, "folding", lambda dataset: dataset.delete("id = 'prod:ds:3#3'"))
+        return real(self, kind, epoch)
+
+    monkeypatch.setattr(Maintenance, "_fold", losing)
+    with pytest.raises(TransientError, match="621 rows before the step and 620 after"):
+        upkeep(writer, NOW + HOUR)
+
+
+def test_the_canary_sees_what_the_index_holds_and_not_what_a_scan_finds(place: str) -> None:
+    filled(place)
+    found = table(place)
+    view = views(found)[VECTORS]
+    write(open_writer(place), 60, 1)
+    fresh = table(place)
+    (new,) = {fragment.fragment_id for fragment in fresh.dataset.get_fragments()} - set(view.fragments) - {0}
+    import dataclasses
+
+    lying = dataclasses.replace(view, fragments=(new,))  # it says that it covers rows which it does not
+    assert "by its own vector" in str(vector_canary(fresh, "content_embedding", lying))
+    assert "by its word" in str(text_canary(fresh, "content_summary", lying))
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("the load forecast of NYISO", "forecast"), ("into these there", None), ("", None), ("東京の電力", None),
+        ("load2024 forecast_x x_demand peak", "forecast"), ("a b c", None), ("naïve plain", "plain"),
+    ],
+)  # fmt: skip
+def test_the_canarys_word_is_one_that_the_index_must_hold(text: str, word: str | None) -> None:
+    assert canary_word(text) == word
+
+
+# --- what operators ask ---------------------------------------------------------------------------------------
+
+
+def jobs(place: str) -> dict[str, tuple[str, Any]]:
+    rows = lance.dataset(f"{place}/shoal_jobs.lance").to_table(filter="fence IS NULL").to_pylist()
+    return {row["command_id"]: (row["status"], json.loads(row["result"] or "{}")) for row in rows}
+
+
+def ask(writer: TableWriter, command_id: str, kind: str, body: object, offset: int = 0) -> Outcome:
+    (ack,) = writer.apply([command(command_id, kind, body, offset=offset)], (), NOW)
+    return ack.outcome
+
+
+def test_a_rebuild_that_was_asked_for_is_done_and_its_job_says_so(place: str) -> None:
+    writer = filled(place)
+    assert ask(writer, "r1", "index_rebuild", {"columns": ["content_embedding", "content_summary"]}) is Outcome.INDEXED
+    assert jobs(place)["r1"][0] == "accepted"
+    upkeep(writer, NOW)
+    status, result = jobs(place)["r1"]
+    assert status == "done"
+    assert "verified" in result["content_embedding"]
+    assert "verified" in result["content_summary"]
+    assert state(place)["requests"]["r1"]["state"] == "done"
+    assert ask(writer, "r1", "index_rebuild", {"columns": []}) is Outcome.UNCHANGED, (
+        "delivered again it is not done again"
+    )
+    assert jobs(place)["r1"][0] == "done"
+    assert_right(place, 600)
+
+
+def test_a_request_outlives_the_writer_that_accepted_it(place: str) -> None:
+    writer = filled(place)
+    ask(writer, "r1", "index_rebuild", {"columns": ["content_embedding"]})
+    heir = open_writer(place)
+    assert ask(heir, "r1", "index_rebuild", {"columns": ["content_embedding"]}) is Outcome.UNCHANGED
+    upkeep(heir, NOW)
+    assert jobs(place)["r1"][0] == "done"
+
+
+def test_optimize_compacts_and_folds_everything_in(place: str) -> None:
+    writer = filled(place, compact_commits=1_000)
+    for n in range(60, 70):
+        write(writer, n, 1)
+    assert views(table(place))[VECTORS].unindexed > 0
+    ask(writer, "o1", "index_optimize", {})
+    upkeep(writer, NOW)
+    assert jobs(place)["o1"][0] == "done"
+    found = views(table(place))
+    assert [view.unindexed for view in found.values()] == [0] * len(found)
+    assert len(found[VECTORS].segments) == 1
+    assert_right(place, 700)
+
+
+def test_a_rebuild_below_the_size_says_that_there_is_nothing_to_do(place: str) -> None:
+    writer = open_writer(place)
+    ask(writer, "r1", "index_rebuild", {"columns": ["content_embedding"]})
+    upkeep(writer, NOW)
+    assert jobs(place)["r1"] == (
+        "done", {"content_embedding": "nothing to do: 0 vectors: searched exactly below 256"},
+    )  # fmt: skip
+
+
+def test_a_request_that_names_no_index_is_refused_and_a_failing_one_says_why(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = filled(place)
+    assert ask(writer, "bad", "index_rebuild", {"columns": ["fence"]}) is Outcome.DEAD_LETTERED
+    assert jobs(place)["bad"][0] == "failed"
+    monkeypatch.setattr("shoal.store.builds.sys.executable", "/bin/false")
+    ask(writer, "r1", "index_rebuild", {"columns": ["content_embedding"]}, offset=7)
+    for hours in range(1, 5):
+        upkeep(writer, NOW + hours * HOUR)
+    status, result = jobs(place)["r1"]
+    assert status == "failed"
+    assert "ended with 1" in result["content_embedding"]
+    assert_right(place, 600)

@@ -1,0 +1,113 @@
+"""A filter never loses results to the vector index: on a trained one, whatever the filter leaves and where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytest_asyncio
+from lancedb.index import IvfPq
+
+from shoal.records import Vector
+from shoal.store import reading
+from shoal.store.filters import Filter, Prefix, Range
+from shoal.store.search import SearchIndex
+from tests.fixtures.library import NEAR, NORTH, Library, ids, rows_of
+
+ROWS = 1_500
+CLUSTERS = 30  # cluster 0 is where the queries are; the others lie around it, ever further away
+WIDTH = 8
+
+
+def _vectors() -> np.ndarray:
+    generator = np.random.default_rng(11)
+    angles = np.linspace(0.0, np.pi, CLUSTERS)
+    sideways = generator.normal(size=(CLUSTERS, WIDTH - 1))
+    sideways /= np.linalg.norm(sideways, axis=1, keepdims=True)
+    centres = np.hstack([np.cos(angles)[:, None], np.sin(angles)[:, None] * sideways])
+    vectors = centres[np.arange(ROWS) % CLUSTERS] + generator.normal(scale=0.05, size=(ROWS, WIDTH))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+VECTORS = _vectors()
+
+
+def _of(number: int) -> str:
+    return f"cluster{number % CLUSTERS:02}"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table whose index is trained and covers every row but the fence's."""
+    library = await Library.create(tmp_path_factory.mktemp("trained"))
+    await library.put_all(
+        [
+            rows_of(f"d{number:04}", [("wind", VECTORS[number])], dataset=_of(number), urn=_of(number), year=number)
+            for number in range(ROWS)
+        ]
+    )
+    config = IvfPq(distance_type="cosine", num_partitions=CLUSTERS, num_sub_vectors=4)
+    await library.tables["vectors"].create_index("content_embedding", config=config)
+    stats = await library.tables["vectors"].index_stats("content_embedding_idx")
+    assert stats.num_indexed_rows >= ROWS
+    return library.uri
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def index(trained: Path) -> AsyncIterator[SearchIndex]:
+    opened = await SearchIndex.open(str(trained), {})
+    yield opened
+    await opened.close()
+
+
+FARTHEST = f"cluster{CLUSTERS - 1:02}"
+ON_CHUNKS: list[tuple[str, Filter]] = [
+    ("the farthest cluster", Prefix("dataset", FARTHEST)),
+    ("a third of the clusters", Prefix("dataset", "cluster2")),
+    ("everything", Prefix("dataset", "cluster")),
+]
+ON_DOCUMENTS: list[tuple[str, Filter]] = [
+    ("one document", Range("year", 29, 29)),
+    ("a few, scattered", Range("year", 700, 720)),
+    ("the farthest cluster", Prefix("urn", FARTHEST)),
+]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("bypass_rows", [0, 2_000], ids=["probed", "exact"])
+@pytest.mark.parametrize("tree", [tree for _, tree in ON_CHUNKS], ids=[name for name, _ in ON_CHUNKS])
+@pytest.mark.parametrize("towards", [NORTH, -NORTH], ids=["near", "away"])
+async def test_a_filter_on_chunks_keeps_every_match_that_fits_the_page(
+    index: SearchIndex, monkeypatch: pytest.MonkeyPatch, tree: Prefix, towards: Vector, bypass_rows: int
+) -> None:
+    monkeypatch.setattr(reading, "BYPASS_ROWS", bypass_rows)
+    matching = [f"d{number:04}" for number in range(ROWS) if _of(number).startswith(tree.prefix)]
+    page = await index.search(replace(NEAR, vector=towards, filters=tree, limit=1_000))
+    assert len(page.hits) == min(1_000, len(matching))
+    assert set(ids(page)) <= set(matching)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("tree", [tree for _, tree in ON_DOCUMENTS], ids=[name for name, _ in ON_DOCUMENTS])
+async def test_a_selective_filter_is_answered_exactly(index: SearchIndex, tree: Filter) -> None:
+    """The documents, and their order, of a search without any index."""
+    keeps = {
+        "year": lambda number: isinstance(tree, Range) and tree.low <= number <= tree.high,  # type: ignore[operator]
+        "urn": lambda number: isinstance(tree, Prefix) and _of(number).startswith(tree.prefix),
+    }[tree.column]  # type: ignore[union-attr]
+    matching = [number for number in range(ROWS) if keeps(number)]
+    best = sorted(matching, key=lambda number: -float(VECTORS[number] @ NORTH))[:10]
+    page = await index.search(replace(NEAR, filters=tree, limit=10, explain=True))
+    assert ids(page) == [f"d{number:04}" for number in best]
+    assert page.explain is not None
+    assert "KNNVectorDistance" in page.explain["vector_plan"]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_without_a_filter_the_index_is_used(index: SearchIndex) -> None:
+    page = await index.search(replace(NEAR, limit=10, explain=True))
+    assert page.explain is not None
+    assert "ANN" in page.explain["vector_plan"]
