@@ -339,6 +339,30 @@ async def test_partitions_that_hold_too_few_rows_never_shorten_an_answer(
     assert sizes == [900] * 4  # a partition has 250
 
 
+async def test_distances_of_indexed_schema_vectors_are_exact_too(settings: Settings) -> None:
+    """Apis are compared by the metadata's vectors, and shown with their distance."""
+    vectors, column = scattered(600, seed=11), "schema_embedding"
+    schema = table_schema("metadata", FACTS)
+    known = {
+        "revision": pa.array([f"s{number}@1" for number in range(600)]),
+        column: pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), WIDTH),
+    }
+    rows = [known.get(field.name, pa.nulls(600, field.type)) for field in schema]
+    place = table_uri(settings.tables_uri, KINDS["metadata"])
+    lance.write_dataset(pa.Table.from_arrays(rows, schema=schema), place, mode="append").create_index(
+        column, "IVF_PQ", name=index_name(column), metric="cosine", num_partitions=4, num_sub_vectors=2, sample_rate=32
+    )
+    index = await SearchIndex.open(settings.tables_uri, settings=settings)
+    query = scattered(1, seed=12)[0]
+    found = await index._tables.nearest("metadata", query, "fence IS NULL", ("revision",), 100, narrow=False)
+    units = vectors / np.linalg.norm(vectors, axis=1)[:, None]
+    exact = 1 - units @ (query / np.linalg.norm(query))
+    assert found[0]["revision"] == f"s{np.argmin(exact)}@1"
+    shown = {int(row["revision"][1:-2]): row["_distance"] for row in found}
+    assert shown == pytest.approx({number: exact[number] for number in shown}, abs=1e-5)
+    await index.close()
+
+
 async def test_a_search_survives_a_new_training_and_the_cleanup_of_the_old_index(settings: Settings) -> None:
     """1. A reader has searched by index. 2. The index is trained anew, the table rewritten, and everything older is
     deleted at once. 3. Its next search finds what it found."""
