@@ -8,8 +8,9 @@ words do. (A score's decline from the first ranks to the depth of the list predi
 al. 2012, NQC; Zhou and Croft 2007, WIG.) docs/search-quality.md has what was tried, and figures.
 
 Guarantee (weighted): scores lie in 0..1; of two documents the one that is at least as good in every leg is never
-behind; a document that a leg misses gets nothing from it, and even the worst hit of a leg gets more than nothing
-(LanceDB's own linear combination gives it the value of a miss, so what both legs found comes last).
+behind; a document that a leg misses gets nothing from it, and the worst hit of a leg gets more than nothing; where no
+leg has more than a page of hits, a document found by all legs never ranks behind one that some leg missed. (LanceDB's
+own linear combination ranks it last: min-max gives the worst hit of a leg the value of a miss.)
 Pure: plain mappings in, plain tuples out; equal scores are ordered by key, so pages of a ranking fit together.
 """
 
@@ -33,14 +34,13 @@ class Fused:
     parts: tuple[float | None, ...]
 
 
-def normalise(scores: Mapping[str, float]) -> dict[str, float]:
-    """Min-max onto 1/n..1 for n hits, best first at 1; a leg whose scores are all equal is all 1."""
+def normalise(scores: Mapping[str, float], floor: float = 0.0) -> dict[str, float]:
+    """Min-max onto `floor`..1, best first at 1; a leg whose scores are all equal is all 1."""
     if not scores:
         return {}
     low, high = min(scores.values()), max(scores.values())
     if high <= low:
         return dict.fromkeys(scores, 1.0)
-    floor = 1.0 / len(scores)
     return {key: floor + (1.0 - floor) * (score - low) / (high - low) for key, score in scores.items()}
 
 
@@ -70,8 +70,14 @@ def adapted(legs: Sequence[Mapping[str, float]], weights: Sequence[float]) -> tu
 
 def weighted(legs: Sequence[Mapping[str, float]], weights: Sequence[float]) -> list[Fused]:
     """Sum of the legs' normalised scores by adapted weight, best first. Higher raw scores are better; `weights` sum
-    to 1 and are what each leg counts for where all are equally clear."""
-    normalised = [normalise(leg) for leg in legs]
+    to 1 and are what each leg counts for where all are equally clear.
+
+    To be among few hits says something by itself: the floor of the normalisation is, up to a page of hits, the weight
+    of all legs but the lightest (the least that a document found by every leg can get, and the most that one can get
+    that missed some), and falls from there as hits grow many.
+    """
+    floor = sum(weights) - min(weights)
+    normalised = [normalise(leg, floor * min(1.0, PAGE / max(1, len(leg)))) for leg in legs]
     counted = adapted(legs, weights)
     fused = []
     for key in {key: None for leg in legs for key in leg}:

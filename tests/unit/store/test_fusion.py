@@ -45,10 +45,31 @@ def test_the_worst_hit_of_a_leg_gets_more_than_a_miss(vector: dict[str, float], 
         assert all(part is None or part > 0 for part in one.parts)
 
 
-def test_the_document_found_by_both_legs_is_not_last_though_it_is_last_in_each() -> None:
+@given(LEG, LEG)
+def test_among_few_hits_a_document_of_both_legs_never_ranks_behind_one_of_a_single_leg(
+    vector: dict[str, float], keyword: dict[str, float]
+) -> None:
+    single_seen = False
+    for one in weighted([vector, keyword], (0.7, 0.3)):
+        single_seen = single_seen or None in one.parts
+        assert not (single_seen and None not in one.parts)
+
+
+@given(LEG, LEG, st.sampled_from("abcdefgh"))
+def test_among_few_hits_a_better_score_in_a_leg_never_ranks_lower(
+    vector: dict[str, float], keyword: dict[str, float], key: str
+) -> None:
+    if key not in vector:
+        return
+    place = [one.key for one in weighted([vector, keyword], (0.7, 0.3))].index(key)
+    better = vector | {key: max(vector.values()) + 1.0}
+    assert [one.key for one in weighted([better, keyword], (0.7, 0.3))].index(key) <= place
+
+
+def test_the_document_found_by_both_legs_is_first_though_it_is_last_in_each() -> None:
     fused = weighted([{"v1": 0.9, "v2": 0.8, "both": 0.1}, {"k1": 9.0, "both": 1.0}], (0.7, 0.3))
-    assert [one.key for one in fused] == ["v1", "v2", "both", "k1"]
-    assert fused[2].parts == (pytest.approx(1 / 3), pytest.approx(1 / 2))
+    assert [one.key for one in fused] == ["both", "v1", "v2", "k1"]
+    assert fused[0].parts == (pytest.approx(0.7), pytest.approx(0.7))
 
 
 STEEP = {f"d{place}": 1.0 if place < 2 else 0.1 / (place + 1) for place in range(100)}  # two stand out
@@ -95,14 +116,10 @@ def test_equal_scores_are_ordered_by_key() -> None:
     assert [one.key for one in reciprocal_rank([["a"], ["b"]])] == ["a", "b"]
 
 
-def test_normalised_scores_lie_between_one_share_and_1() -> None:
+def test_equal_scores_normalise_to_1_and_none_to_none() -> None:
     assert normalise({"a": 3.0, "b": 3.0}) == {"a": 1.0, "b": 1.0}
     assert normalise({}) == {}
-    assert normalise({"a": 1.0, "b": 3.0, "c": 2.0}) == {
-        "a": pytest.approx(1 / 3),
-        "b": 1.0,
-        "c": pytest.approx(2 / 3),
-    }
+    assert normalise({"a": 1.0, "b": 3.0, "c": 2.0}) == {"a": 0.0, "b": 1.0, "c": 0.5}
 
 
 def test_reciprocal_rank_gives_1_to_what_is_first_everywhere_and_prefers_agreement() -> None:
