@@ -63,6 +63,8 @@ SCALAR_ROWS_MIN = 1_000
 _WITH_VECTORS: tuple[TableKind, ...] = ("vectors", "metadata")
 FTS_OPTIONS: dict[str, Any] = {
     "with_position": True, "language": "English", "stem": True, "remove_stop_words": True, "ascii_folding": True,
+    # Words as in prose, and identifiers both whole and by their parts: `getUserName` is found by "user name" too.
+    "analyzer": "code", "split_identifiers": True, "preserve_original": True, "split_on_numerics": False,
 }  # fmt: skip
 
 Step = Callable[[int], str | None]
