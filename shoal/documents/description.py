@@ -109,7 +109,7 @@ def describe(content: Content, context: Context, layers: Sequence[str] = ()) -> 
     """The sections of a document in the order of their worth; True marks prose, whose chunks overlap."""
     head = heading(context) or clean(content.title or "")[:180]
     if content.file_format in PROSE_FORMATS:
-        sections = [(Section(summary(content, context, layers), head), False)]
+        sections = [(Section(summary(content, context, layers), head), False)] if _tells_more(content, context) else []
         for section in content.sections:
             above = section.heading or content.title or head
             sections.append((Section(clean(section.text), clean(above)[:300]), True))
@@ -128,6 +128,17 @@ def describe(content: Content, context: Context, layers: Sequence[str] = ()) -> 
             above = f"{head} > {section.heading}" if section.heading else head
             sections.append((Section(clean(section.text), clean(above)[:300]), section.heading is not None))
     return sections
+
+
+def _tells_more(content: Content, context: Context) -> bool:
+    """Whether the summary says of prose what its text does not. A chunk of format and day alone is noise: half of an
+    index of short texts, near to every short question."""
+    if any((context.data_source, context.dataset, context.source_url, content.fields, content.records)):
+        return True
+    if not _HASH.fullmatch(PurePosixPath(context.name).stem) and context.name:
+        return True
+    said = " ".join(f"{section.heading or ''} {section.text}" for section in content.sections)
+    return not any(map(str.isalnum, said)) or bool(content.title and content.title[:160] not in said)
 
 
 def _still_to_tell(fields: Sequence[FieldProfile]) -> list[FieldProfile]:

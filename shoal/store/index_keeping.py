@@ -31,6 +31,8 @@ from shoal.store.verification import coverage, rows_changed, text_canary, vector
 
 FTS_OPTIONS: dict[str, Any] = {
     "with_position": True, "language": "English", "stem": True, "remove_stop_words": True, "ascii_folding": True,
+    # Words as in prose, and identifiers both whole and by their parts: `getUserName` is found by "user name" too.
+    "analyzer": "code", "split_identifiers": True, "preserve_original": True, "split_on_numerics": False,
 }  # fmt: skip
 FTS = "INVERTED"
 LOOK_AGAIN_S = 30.0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from shoal.documents.content import FieldProfile
 from shoal.documents.description import heading
 from shoal.documents.market import meanings, places
+from shoal.documents.pipeline import Context, Limits, TokenBudget, extract_document
 from shoal.documents.profiles import profile
 from shoal.documents.schema import field_lines, own_name, parent, period, schema_json
 from shoal.documents.words import split_words, unit_of
@@ -150,3 +152,21 @@ def test_a_source_that_its_full_name_already_says_is_not_repeated(context, sourc
 def test_marks_of_missing_values_don_t_hide_numbers(missing):
     found = profile("Demanda", ["1,564", missing, "340", missing, "2,759"]).profile
     assert (found.type, found.low, found.high) == ("integer", "340", "2759")
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset", "text", "summaries"),
+    [
+        ("17.txt", "", "Notes\n\nWhy wind matters to the grid.", 0),
+        ("17.txt", "nyiso_load", "Notes\n\nWhy wind matters to the grid.", 1),
+        ("notes.txt", "", "Notes\n\nWhy wind matters to the grid.", 1),
+        ("17.html", "", "<html><title>Tides</title><body><p>Only the title names them.</p></body></html>", 1),
+        ("17.txt", "", "---", 1),
+    ],
+)
+def test_prose_has_a_summary_only_where_it_says_more_than_the_text(name, dataset, text, summaries):
+    context = Context(name, None, None, "", "", dataset, datetime(2025, 1, 20, tzinfo=UTC))
+    found = extract_document(text.encode(), context, Limits(10_000, 50), TokenBudget(len, 2_000, 0))
+    assert sum("collected 20 January 2025" in chunk.text for chunk in found.chunks) == summaries
+    if text != "---":
+        assert any("matters" in chunk.text or "Only" in chunk.text for chunk in found.chunks)

@@ -1,12 +1,13 @@
-"""Fusion of rankings: bounds, monotony, and no loss for being found twice."""
+"""Fusion of rankings: bounds, monotony, and weights by how clear a leg is."""
 
 from __future__ import annotations
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from shoal.store.fusion import normalise, reciprocal_rank, weighted
+from shoal.store.fusion import adapted, clarity, normalise, reciprocal_rank, weighted
 
 LEG = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-100, 100), max_size=8)
 
@@ -20,8 +21,32 @@ def test_scores_lie_between_0_and_1_and_are_sorted(vector: dict[str, float], key
     assert {one.key for one in fused} == set(vector) | set(keyword)
 
 
+LONG_LEG = st.dictionaries(st.sampled_from([f"d{i}" for i in range(40)]), st.integers(-99, 99), max_size=30)
+UNHURRIED = hypothesis_settings(deadline=None)
+
+
+@UNHURRIED
+@given(LONG_LEG, LONG_LEG)
+def test_a_document_that_is_as_good_in_every_leg_is_never_behind(
+    vector: dict[str, float], keyword: dict[str, float]
+) -> None:
+    fused = weighted([vector, keyword], (0.7, 0.3))
+    missed = -1e9
+    for at, ahead in enumerate(fused):
+        for behind in fused[at + 1 :]:
+            better = [leg.get(behind.key, missed) - leg.get(ahead.key, missed) for leg in (vector, keyword)]
+            assert round(behind.score, 9) == round(ahead.score, 9) or not all(difference >= 0 for difference in better)
+
+
+@UNHURRIED
+@given(LONG_LEG, LONG_LEG)
+def test_the_worst_hit_of_a_leg_gets_more_than_a_miss(vector: dict[str, float], keyword: dict[str, float]) -> None:
+    for one in weighted([vector, keyword], (0.7, 0.3)):
+        assert all(part is None or part > 0 for part in one.parts)
+
+
 @given(LEG, LEG)
-def test_a_document_of_both_legs_never_ranks_behind_one_of_a_single_leg(
+def test_among_few_hits_a_document_of_both_legs_never_ranks_behind_one_of_a_single_leg(
     vector: dict[str, float], keyword: dict[str, float]
 ) -> None:
     single_seen = False
@@ -31,7 +56,7 @@ def test_a_document_of_both_legs_never_ranks_behind_one_of_a_single_leg(
 
 
 @given(LEG, LEG, st.sampled_from("abcdefgh"))
-def test_a_better_score_in_a_leg_never_ranks_lower(
+def test_among_few_hits_a_better_score_in_a_leg_never_ranks_lower(
     vector: dict[str, float], keyword: dict[str, float], key: str
 ) -> None:
     if key not in vector:
@@ -45,6 +70,40 @@ def test_the_document_found_by_both_legs_is_first_though_it_is_last_in_each() ->
     fused = weighted([{"v1": 0.9, "v2": 0.8, "both": 0.1}, {"k1": 9.0, "both": 1.0}], (0.7, 0.3))
     assert [one.key for one in fused] == ["both", "v1", "v2", "k1"]
     assert fused[0].parts == (pytest.approx(0.7), pytest.approx(0.7))
+
+
+STEEP = {f"d{place}": 1.0 if place < 2 else 0.1 / (place + 1) for place in range(100)}  # two stand out
+SLOW = {f"d{place}": 1.0 - place / 1000 for place in range(100)}  # none does
+
+
+def test_a_leg_counts_by_how_clearly_it_singles_out_a_first_page() -> None:
+    assert clarity(STEEP) > 0.9
+    assert clarity(SLOW) == pytest.approx(9 / 99)
+    assert clarity({"only": 3.0}) == 1.0
+    assert clarity(dict.fromkeys("abcdefghijklm", 5.0)) == 0.0
+    same = adapted([STEEP, STEEP], (0.7, 0.3))
+    assert same == (pytest.approx(0.7), pytest.approx(0.3))
+    vector, keyword = adapted([SLOW, STEEP], (0.7, 0.3))
+    assert keyword > 0.8
+    assert vector + keyword == pytest.approx(1.0)
+
+
+def test_where_no_leg_is_clear_or_one_is_empty_the_weights_stay() -> None:
+    flat = dict.fromkeys("abcdefghijklm", 5.0)
+    assert adapted([flat, flat], (0.7, 0.3)) == (0.7, 0.3)
+    assert adapted([SLOW, {}], (0.7, 0.3)) == (pytest.approx(0.7), 0.3)
+    assert adapted([{}, {}], (0.7, 0.3)) == (0.7, 0.3)
+
+
+@UNHURRIED
+@given(LONG_LEG, LONG_LEG, st.floats(0.01, 100), st.floats(-50, 50))
+def test_the_scale_of_a_legs_scores_changes_nothing(
+    vector: dict[str, float], keyword: dict[str, float], factor: float, shift: float
+) -> None:
+    scaled = {key: factor * score + shift for key, score in keyword.items()}
+    plain = {one.key: one.score for one in weighted([vector, keyword], (0.7, 0.3))}
+    for one in weighted([vector, scaled], (0.7, 0.3)):
+        assert one.score == pytest.approx(plain[one.key], abs=1e-6)
 
 
 def test_a_missing_leg_gives_nothing_of_its_weight() -> None:

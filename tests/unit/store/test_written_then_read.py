@@ -99,3 +99,22 @@ async def test_what_the_writer_commits_is_found_in_every_way_until_it_is_replace
         ("a.json", "1"),
     ]
     await index.close()
+
+
+async def test_an_identifier_is_found_whole_and_by_its_parts_in_any_spelling(tmp_path: Path) -> None:
+    writer = TableWriter.open(str(tmp_path), {}, "hash:8", 8, settings=Settings(), now=T0)
+    code = document("code.py", "def getUserName(feed): return parse_json2csv(feed)", EAST)
+    prose = document("prose.md", "The names of users are listed here, and csv too.", NORTH, offset=1)
+    writer.apply([code, prose], [Progress("c", "t", 0, 2)], T0)
+    index = await SearchIndex.open(str(tmp_path), {})
+    for query, first in (
+        ("getUserName", "code.py"),
+        ("getusername", "code.py"),
+        ("get_user_name", "code.py"),
+        ("json2csv", "code.py"),
+        ('"user name"', "code.py"),
+        ("listed users", "prose.md"),
+    ):
+        page = await index.search(SearchRequest(mode="keyword", query=query))
+        assert [hit.metadata["urn"] for hit in page.hits][:1] == [first], query
+    await index.close()
