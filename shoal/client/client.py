@@ -7,7 +7,7 @@ ingress without replicas) is a `TransientError` with the server's `Retry-After`;
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 from urllib.parse import quote
@@ -94,6 +94,36 @@ class Shoal:
             if not page["next_cursor"]:
                 return
             parameters["cursor"] = page["next_cursor"]
+
+    def search_collection(
+        self,
+        name: str = "scraper",
+        *,
+        query: str | None = None,
+        mode: Mode | None = None,
+        filters: Body | None = None,
+        limit: int = 10,
+        cursor: str | None = None,
+        facets: Sequence[str] = (),
+        highlight: bool = False,
+        chunks_per_document: int = 1,
+        mmr_lambda: float | None = None,
+        boosts: Body | None = None,
+        rerank: bool = False,
+        as_of: str | None = None,
+        wait_token: str | None = None,
+        explain: bool = False,
+    ) -> Body:
+        """The general search, one page: {results: [{document, score, distance, chunks}], count, mode, next_cursor,
+        took_ms, freshness, warnings, facets?}. `filters` is a tree: {"and": [{"column": "year", "gte": 2024}]}."""
+        body = {
+            "query": query, "mode": mode, "filters": filters, "limit": limit, "cursor": cursor,
+            "facets": list(facets) or None, "highlight": highlight or None,
+            "chunks_per_document": chunks_per_document, "mmr_lambda": mmr_lambda, "boosts": boosts,
+            "rerank": rerank or None, "as_of": as_of, "wait_token": wait_token, "explain": explain or None,
+        }  # fmt: skip
+        given = {field: value for field, value in body.items() if value is not None}
+        return self._ask("POST", f"/api/v1/collections/{quote(name, safe='')}/search", json=given)
 
     def by_hash(self, sha256: str) -> Body:
         """{exists: true, data, count} or {exists: false}."""

@@ -113,10 +113,21 @@ def search(
     mode: Annotated[str, typer.Option(help="vector, keyword or hybrid.")] = "",
     limit: Annotated[int, typer.Option(min=1, max=1000)] = 10,
     as_of: Annotated[str, typer.Option("--as-of", help="The index as it was at a time (UTC), or at a commit.")] = "",
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="column=value, =a,b, =begin*, =null, !=, >=, <, or a JSON tree; repeatable."),
+    ] = None,
+    facets: Annotated[str, typer.Option(help="Count the values of these columns, comma-separated.")] = "",
+    explain: Annotated[bool, typer.Option("--explain", help="Say why each result stands where it does.")] = False,
+    rerank: Annotated[bool, typer.Option("--rerank", help="Let the configured reranker order the best.")] = False,
     output: Output = "table",
     url: Url = "",
 ) -> None:
-    """Search the index of a running Shoal."""
+    """Search the index of a running Shoal.
+
+    With --filter, --facets, --explain or --rerank it is the general search, by meaning and words unless --mode says
+    otherwise: `shoal search "wind speed" --filter year=2025 --facets dataset,file_format --explain`.
+    """
     from shoal.cluster.asking import show_results
 
     form = format_of(output)
@@ -125,6 +136,9 @@ def search(
         "end_date": end, "hash": file_hash, "mode": mode, "limit": limit,
         "as_of": as_of,
     }  # fmt: skip
+    if filters or facets or explain or rerank:
+        _search_collection(asked, filters or [], facets, {"explain": explain, "rerank": rerank}, url, form)
+        return
     show_results(_client(url).search(**{name: value for name, value in asked.items() if value}), form)
 
 
@@ -219,6 +233,18 @@ app.command("eval")(evaluate)
 
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")
+
+
+def _search_collection(
+    asked: dict[str, Any], filters: list[str], facets: str, flags: dict[str, bool], url: str, form: Any
+) -> None:
+    from shoal.cluster.searching import show, tree
+    from shoal.store.conditions import FILTERS
+
+    columns = [name.strip() for name in facets.split(",") if name.strip()]
+    plain = {name: asked[name] for name in ("query", "mode", "limit", "as_of") if asked[name]}
+    body = {**plain, "filters": tree(asked, filters, FILTERS), "facets": columns, "highlight": True, **flags}
+    show(_client(url).search_collection(**{name: value for name, value in body.items() if value}), form)
 
 
 def _client(url: str) -> Shoal:

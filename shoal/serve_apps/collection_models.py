@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from shoal.serve_apps.filter_models import FilterTree
-from shoal.serve_apps.models import InvalidParameter, Request, Text
+from shoal.serve_apps.models import InvalidParameter, Request, Text, state_of
 from shoal.store.boosts import DAY_S, WEIGHT_MAX, Boosts
 from shoal.store.facets import FACETS
 from shoal.store.requests import CHUNKS_MAX
@@ -52,7 +52,11 @@ class CollectionSearch(Request):
     filters: FilterTree | None = Field(None, description="Conditions that every result meets.")
     limit: int = Field(10, ge=1, le=LIMIT_MAX, description="Documents (not chunks) per page.")
     cursor: str | None = Field(None, max_length=4000, description="`next_cursor` of the page before.")
-    # `as_of` (a time or a commit sequence) belongs here and into `SearchRequest`, beside `wait_token`.
+    as_of: Text | None = Field(
+        None,
+        max_length=40,
+        description="The index as it was: a commit sequence, or a time (a date: its beginning, UTC).",
+    )
     facets: tuple[FacetName, ...] = Field(
         (), max_length=len(FACETS), description="Columns whose values are counted, e.g. data_source, file_format."
     )
@@ -75,6 +79,7 @@ class CollectionSearch(Request):
     def _check(self) -> Self:
         if self.mode and not self.query:
             raise InvalidParameter("mode", "needs a query; leave it out to filter only")
+        state_of(self.as_of)
         if self.rerank and not self.query:
             raise InvalidParameter("rerank", "needs a query")
         if self.rerank and self.cursor:

@@ -17,7 +17,7 @@ from shoal.records import Vector
 from shoal.serve_apps.collection_models import CollectionSearch
 from shoal.serve_apps.degrading import mode_and_vector
 from shoal.serve_apps.freshness import Lag, freshness_of
-from shoal.serve_apps.models import QueryType
+from shoal.serve_apps.models import QueryType, state_of
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.serve_apps.reranking import CANDIDATES_MAX, Reranker, SkippedError
 from shoal.settings import Settings
@@ -110,6 +110,7 @@ class CollectionSearches:
                 chunks_per_document=asked.chunks_per_document,
                 highlight=asked.highlight,
                 facets=asked.facets,
+                as_of=state_of(asked.as_of),
                 wait_sequence=int(asked.wait_token) if asked.wait_token else None,
             )
         )
@@ -127,6 +128,7 @@ class CollectionSearches:
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "freshness": freshness_of(page, await self._lag.now()),
             "warnings": [*warnings, *page.warnings],
+            **({"as_of": page.as_of.shown()} if page.as_of else {}),
             **({"facets": _facets(page.facets)} if page.facets else {}),
             **({"explain": page.explain, "timings_ms": timings} if asked.explain else {}),
         }
@@ -136,19 +138,14 @@ class CollectionSearches:
         assert self._reranker is not None
         best, rest = hits[:CANDIDATES_MAX], hits[CANDIDATES_MAX:]
         try:
-            scores = await self._reranker.scores(
-                query, [(hit.chunk or {}).get("content_summary") or "" for hit in best]
-            )
+            texts = [(hit.chunk or {}).get("content_summary") or "" for hit in best]
+            scores = await self._reranker.scores(query, texts)
         except SkippedError as error:
             warnings.append(f"{error}: these results are not reranked")
             return tuple(hits)
         order = sorted(range(len(best)), key=lambda at: -scores[at])  # stable: equals keep their order
-        moved = [
-            replace(
-                best[at], explain={**(best[at].explain or {}), "rerank": {"score": scores[at], "rank_before": at + 1}}
-            )
-            for at in order
-        ]
+        notes = [{"rerank": {"score": score, "rank_before": at}} for at, score in enumerate(scores, start=1)]
+        moved = [replace(best[at], explain={**(best[at].explain or {}), **notes[at]}) for at in order]
         return (*moved, *rest)
 
 

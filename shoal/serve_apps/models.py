@@ -78,6 +78,21 @@ def invalid_parameter(error: ValidationError) -> InvalidParameter:
     return InvalidParameter(name, first["msg"].removeprefix("Value error, "))
 
 
+def state_of(as_of: str | None) -> datetime | int | None:
+    """What `as_of` names: a commit sequence, a time, or None. Raises InvalidParameter."""
+    text = (as_of or "").strip()
+    if not text:
+        return None
+    if re.fullmatch(r"[0-9]+", text):
+        if len(text) > 18:
+            raise InvalidParameter("as_of", "no commit sequence is so large")
+        return int(text)
+    try:
+        return time_bound(text, is_end=False)[0]
+    except ValueError as error:
+        raise InvalidParameter("as_of", f"no commit sequence (412) and {error}") from None
+
+
 class ScrapeSearch(Request):
     """Parameters of `GET /api/v1/scrapes/search` and of the MCP tool `search_scrapes`."""
 
@@ -142,17 +157,7 @@ class ScrapeSearch(Request):
     @property
     def state_of(self) -> datetime | int | None:
         """The state of the index that is asked for: a commit sequence or a time."""
-        text = (self.as_of or "").strip()
-        if not text:
-            return None
-        if re.fullmatch(r"[0-9]+", text):
-            if len(text) > 18:
-                raise InvalidParameter("as_of", "no commit sequence is so large")
-            return int(text)
-        try:
-            return time_bound(text, is_end=False)[0]
-        except ValueError as error:
-            raise InvalidParameter("as_of", f"no commit sequence (412) and {error}") from None
+        return state_of(self.as_of)
 
 
 class FixPatternsQuery(Request):

@@ -161,11 +161,13 @@ async def test_openapi_names_the_parts_of_a_filter(http: Any) -> None:
 async def test_how_to_rank_and_what_to_show_reaches_the_store(http: Any, stand: Any) -> None:
     sent = {
         "query": "load", "facets": ["file_format", "year"], "highlight": True, "chunks_per_document": 3,
-        "mmr_lambda": 0.5, "boosts": {"recency": 1, "half_life_days": 2, "identifier": False}, "explain": True,
+        "as_of": "412", "mmr_lambda": 0.5,
+        "boosts": {"recency": 1, "half_life_days": 2, "identifier": False}, "explain": True,
     }  # fmt: skip
     body = (await http.post(SEARCH, json=sent)).json()
     request = stand.index.requests[0]
     assert request.facets == ("file_format", "year")
+    assert request.as_of == 412
     assert (request.highlight, request.chunks_per_document, request.mmr_lambda) == (True, 3, 0.5)
     assert request.boosts == Boosts(recency=1.0, half_life_s=2 * DAY_S, identifier=False)
     assert (request.explain, request.fusion) == (True, "weighted")
@@ -203,6 +205,7 @@ async def test_chunks_snippets_and_facets_are_shown(http: Any, stand: Any, ranke
         ({"boosts": {"popularity": 1}}, "boosts.popularity"),
         ({"boosts": {"half_life_days": 0}}, "boosts.half_life_days"),
         ({"boosts": 3}, "boosts"),
+        ({"as_of": "yesterday"}, "as_of"),
     ],
 )
 async def test_a_ranking_that_makes_no_sense_is_refused_by_name(
