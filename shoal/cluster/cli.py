@@ -204,6 +204,11 @@ for _command in (cli_log.verify, cli_log.replay, cli_log.backfill):
     app.command()(_command)
 
 
+from shoal.cluster.cli_erase import erase  # noqa: E402 - light: a command of its own
+
+app.command()(erase)
+
+
 app.add_typer(dlq_app, name="dlq")
 
 
