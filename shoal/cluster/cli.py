@@ -231,6 +231,11 @@ from shoal.cluster.cli_eval import evaluate  # noqa: E402 - light: a command of 
 
 app.command("eval")(evaluate)
 
+from shoal.cluster.cli_erase import erase  # noqa: E402 - light: a command of its own
+
+app.command()(erase)
+
+
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")
 

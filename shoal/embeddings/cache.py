@@ -19,6 +19,7 @@ from threading import Lock
 import numpy as np
 
 from shoal.embeddings.texts import Kind
+from shoal.errors import TransientError
 from shoal.records import Vector
 
 _log = logging.getLogger(__name__)
@@ -85,6 +86,21 @@ class EmbeddingCache:
                     self._generation, self._generation_bytes = self._generation + 1, 0
             except sqlite3.Error as error:
                 self._failed(error)
+
+    def forget_many(self, keys: Sequence[bytes]) -> int:
+        """Removes entries for good: their bytes in the file are overwritten. Returns how many there were; unlike the
+        rest, a file that can't be used is an error here. Raises TransientError."""
+        with self._lock:
+            try:
+                self._connection.execute("PRAGMA secure_delete = ON")
+                with self._connection:
+                    gone = sum(
+                        self._connection.execute("DELETE FROM vectors WHERE key = ?", (key,)).rowcount for key in keys
+                    )
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # older pages lie in the log
+            except sqlite3.Error as error:
+                raise TransientError(f"the embedding cache {self._path} could not be used: {error}") from error
+        return gone
 
     def close(self) -> None:
         """Ends the use of the file; safe to call twice. What is asked afterwards misses."""

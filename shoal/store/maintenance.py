@@ -33,6 +33,7 @@ from shoal.store.index_keeping import FTS, FTS_OPTIONS, IndexKeeper
 from shoal.store.index_policy import Counts, folds_in_place
 from shoal.store.index_views import index_name, views
 from shoal.store.orphans import fileless_indexes, sweep, sweep_state
+from shoal.store.purging import Purger
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
 from shoal.store.snapshots import Keeping, SnapshotKeeper
 from shoal.store.tables import CommitRefused, FencedTable, lance_errors
@@ -91,6 +92,10 @@ class Maintenance:
         self._now = datetime.min
         self._snapshots = SnapshotKeeper(tables["metadata"], tables["vectors"], Keeping.of(settings))
         self._snapshots_at: datetime | None = None
+        self._purger = Purger(
+            settings, {"metadata": tables["metadata"], "vectors": tables["vectors"]}, self._snapshots, self._compact,
+            self._rebuild_scalar,
+        )  # fmt: skip
         self.unindexed_rows = 0
         self.last = "none yet"
 
@@ -179,6 +184,8 @@ class Maintenance:
         if self._snapshots_at is None or now - self._snapshots_at >= self._snapshots.interval:
             self._snapshots_at = now
             self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
+        if building is None and (request := self._purger.due(now)) is not None:
+            self._steps.append(partial(self._purger.step, request, now))
         if building is None and (self._cleaned_at is None or now - self._cleaned_at >= self._cleanup_age / 2):
             self._cleaned_at = now  # at the start too: the writer before us may have been killed
             for kind in self._tables:
@@ -237,6 +244,8 @@ class Maintenance:
         table = self._tables[kind]
         target = FRAGMENT_BYTES // (table.facts.vector_bytes + _ROW_TEXT_BYTES)
         options: CompactionOptions = {"target_rows_per_fragment": target, "max_source_bytes": COMPACTION_BYTES_MAX}
+        if self._purger.is_thorough:
+            options["materialize_deletions_threshold"] = 0.0
         from_json: Any = CompactionTask.from_json  # type: ignore[attr-defined]
 
         def compact(dataset: Any) -> Any:
@@ -300,6 +309,17 @@ class Maintenance:
             raise
         except TransientError as error:
             log.warning("%s", error)
+
+    def _rebuild_scalar(self, kind: TableKind, epoch: int) -> None:
+        """Make the scalar and full-text indexes of a table anew: a fold leaves what deleted rows said in them."""
+        held = self._indexed(kind)
+        for column, sort in (AT_ONCE[kind] | LATER[kind]).items():
+            if index_name(column) in held:
+                options = FTS_OPTIONS if sort == FTS else {}
+                rebuild = methodcaller(
+                    "create_scalar_index", column, sort, name=index_name(column), replace=True, **options
+                )
+                self._on(kind, epoch, f"indexing {column} of", rebuild)
 
     def _keep_snapshots(self, now: datetime, epoch: int) -> str | None:
         """Tag the state as it is now where one is due, and drop what has outlived its time (snapshots.py)."""

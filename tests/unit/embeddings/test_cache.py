@@ -179,3 +179,17 @@ def test_a_closed_cache_misses(tmp_path: Path) -> None:
     cache.close()
     cache.put_many({key(1): unit(1)})
     assert cache.get_many([key(1)], WIDTH) == {}
+
+
+def test_what_is_forgotten_is_overwritten_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    cache = EmbeddingCache(path, 1 << 20)
+    vectors = {bytes([n]) * 32: np.eye(64, dtype=np.float32)[n] for n in range(3)}
+    cache.put_many(vectors)
+    key = bytes([1]) * 32
+    assert cache.forget_many([key, b"\xff" * 32]) == 1
+    assert list(cache.get_many(list(vectors), 64)) == [bytes([0]) * 32, bytes([2]) * 32]
+    left = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert bytes([2]) * 32 in left
+    assert key not in left
+    cache.close()
