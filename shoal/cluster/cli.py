@@ -205,6 +205,7 @@ from shoal.cluster import cli_check, cli_tables  # noqa: E402 - light: the table
 
 app.command()(cli_check.check)
 app.command()(cli_tables.export)
+app.command()(cli_tables.import_lancedb)
 
 
 app.add_typer(dlq_app, name="dlq")
