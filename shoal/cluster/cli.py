@@ -225,6 +225,7 @@ from shoal.cluster import cli_check, cli_tables  # noqa: E402 - light: the table
 
 app.command()(cli_check.check)
 app.command()(cli_tables.export)
+app.command()(cli_tables.import_lancedb)
 
 
 from shoal.cluster.cli_eval import evaluate  # noqa: E402 - light: a command of its own

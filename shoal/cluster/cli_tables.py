@@ -56,3 +56,30 @@ def export(
     else:
         emit_rows(done.manifest["tables"], ("table", "file", "rows", "size_bytes", "sha256"))
         say(f"exported to {done.directory}, as of commit {done.manifest['commit_sequence']}")
+
+
+def import_lancedb(
+    uri: Annotated[str, typer.Argument(help="Where the earlier index is: a directory or s3://bucket/prefix.")],
+    metadata_table: Annotated[str, typer.Option(help="Its metadata table.")] = "scraper_metadata",
+    vectors_table: Annotated[str, typer.Option(help="Its chunk table.")] = "scraper_vectors",
+    model: Annotated[
+        str, typer.Option(help="What made its vectors (openai:NAME, local:NAME); needed where the rows don't say.")
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only read, check and count.")] = False,
+    output: Output = "table",
+    data_dir: DataDir = None,
+) -> None:
+    """Take over the LanceDB tables of an earlier index, embeddings and all: nothing is embedded anew.
+
+    Stop Shoal first: this process is the writer while it runs. Safe to run again, also after a kill: what is there
+    stays. Exit code 1 where some documents could not be taken over; they are counted and the first are named.
+    docs/check.md says which columns are read.
+    """
+    from shoal.cluster.importing import import_lancedb as run
+
+    form = format_of(output)
+    code = run(
+        settings_with(data_dir=data_dir), uri, metadata_table=metadata_table, vectors_table=vectors_table, model=model,
+        dry_run=dry_run, form=form,
+    )  # fmt: skip
+    raise typer.Exit(code)

@@ -22,6 +22,7 @@ from shoal.settings import Settings
 from shoal.sources.commands import command_id, command_message
 from shoal.sources.kafka import open_producer
 from shoal.sources.log_producer import LogProducer
+from shoal.store.foreign import IMPORTED
 from shoal.store.fsck import Code, Finding, Repair, Subject
 from shoal.store.repairing import KIND, NAMES_MAX, Wanted, outcomes
 from shoal.store.schemas import FIXES_TABLE, JOBS_TABLE, TableKind, metadata_table, vectors_table
@@ -134,7 +135,7 @@ def lines(findings: Iterable[Finding], cluster: str | None) -> tuple[list[str], 
             continue
         for subject in finding.subjects:
             at = subject.position
-            if at is not None and cluster in (None, at.cluster):
+            if at is not None and cluster in (None, at.cluster) and not at.cluster.startswith(IMPORTED):
                 offsets[at.topic, at.partition].add(at.offset)
             elif subject.s3_path:
                 objects[_backfill(subject)] = None

@@ -28,6 +28,7 @@ from shoal.records import Vector
 from shoal.settings import Settings
 from shoal.store.fence import Fence
 from shoal.store.keywords import Keywords
+from shoal.store.migrations import Lacking
 from shoal.store.schemas import (
     FENCE_PREDICATES,
     FIXES_TABLE,
@@ -97,6 +98,7 @@ class Tables:
         }
         self._interval_s = refresh_interval_s
         self._handles: dict[TableKind, Any] = {}
+        self._lacking = Lacking()
         self._lock = asyncio.Lock()
         self._view: View | None = None
         self._viewed_at = 0.0
@@ -176,6 +178,7 @@ class Tables:
             before = await table.version()
             await table.checkout_latest()
             self._generation += before != await table.version()
+            await self._look_at_layout(kind, table)
             rows = (await table.query().where(FENCE_PREDICATES[kind]).select(["fence"]).limit(1).to_arrow()).to_pylist()
             if not rows:
                 raise TransientError(f"no tables yet: {self._names[kind]} at {self._uri} holds no fence")
@@ -185,7 +188,17 @@ class Tables:
 
     async def latest(self, kind: TableKind) -> None:
         """Moves a table that has no partner (fixes, jobs) to its newest version."""
-        await self._read(kind, lambda table: table.checkout_latest())
+
+        async def advance(table: Any) -> None:
+            await table.checkout_latest()
+            await self._look_at_layout(kind, table)
+
+        await self._read(kind, advance)
+
+    async def _look_at_layout(self, kind: TableKind, table: Any) -> None:
+        """Of an older layout, what it lacks; it may be migrated meanwhile."""
+        if self._lacking.concerns(kind):
+            self._lacking.look(kind, await table.schema())
 
     async def handle(self, kind: TableKind) -> Any:
         """The handle of a table, opened at first use."""
@@ -193,12 +206,14 @@ class Tables:
             name = self._names[kind]
             try:
                 opened = await _guarded(self._connection.open_table, name)
+                schema = await _guarded(lambda table: table.schema(), opened)
             except _VanishedError as error:
                 raise TransientError(f"no tables yet: {name} does not exist at {self._uri}", 1.0) from error
             if kind in self._handles:  # somebody else opened it meanwhile: keep one handle per table
                 opened.close()
             else:
                 self._handles[kind] = opened
+                self._lacking.look(kind, schema)
                 self._generation += 1
         return self._handles[kind]
 
@@ -208,6 +223,13 @@ class Tables:
             return await _guarded(read, table)
         except _VanishedError:
             pass
+        except PermanentError as error:
+            if self._lacking.concerns(kind) and "no field named" in str(error).lower():
+                raise PermanentError(
+                    f"{self._names[kind]} is of an older layout, without what the query asks about: start a writer of "
+                    f"this Shoal (shoal up), which migrates it ({error})"
+                ) from error
+            raise
         # The version's files are gone (cleanup, or the table was made anew): only a new handle is sure to
         # forget them. Whoever comes second finds the handle already replaced.
         if self._handles.get(kind) is table:
@@ -252,14 +274,14 @@ class Tables:
         be among `columns`."""
 
         async def read(table: Any) -> list[Row]:
-            query = table.query().where(where).select(list(columns))
+            query = table.query().where(where).select(self._lacking.there(kind, columns))
             if limit is not None:
                 query = query.limit(limit)
             if order:
                 query = query.order_by(
                     [ColumnOrdering(column_name=name, ascending=up, nulls_first=False) for name, up in order]
                 )
-            return _plain(await query.to_arrow())
+            return self._lacking.filled(kind, _plain(await query.to_arrow()), columns)
 
         return await self._read(kind, read)
 
@@ -271,9 +293,9 @@ class Tables:
 
         async def read(table: Any) -> F:
             fold = start()
-            query = table.query().where(where).select(list(columns))
+            query = table.query().where(where).select(self._lacking.there(kind, columns))
             async for batch in await (query if limit is None else query.limit(limit)).to_batches():
-                await asyncio.to_thread(fold.take, batch)
+                await asyncio.to_thread(fold.take, self._lacking.filled_batch(kind, batch, columns))
             return fold
 
         return await self._read(kind, read)
@@ -285,11 +307,12 @@ class Tables:
         `where` may be '': all. `narrow`: it may leave few rows, so count them first and search those exactly."""
 
         async def read(table: Any) -> list[Row]:
+            there = [*self._lacking.there(kind, columns), "_distance"]
             query, is_partial = await self._nearest(table, kind, vector, where, limit, narrow=narrow)
-            rows = _plain(await query.select([*columns, "_distance"]).to_arrow())
+            rows = self._lacking.filled(kind, _plain(await query.select(there).to_arrow()), columns)
             if is_partial and len(rows) < limit:  # few rows in these partitions say nothing of the others
                 query, _ = await self._nearest(table, kind, vector, where, limit, narrow=narrow, everywhere=True)
-                rows = _plain(await query.select([*columns, "_distance"]).to_arrow())
+                rows = self._lacking.filled(kind, _plain(await query.select(there).to_arrow()), columns)
             return [row for row in rows if row["_distance"] is not None and row["_distance"] == row["_distance"]]
 
         return await self._read(kind, read)
@@ -345,7 +368,8 @@ class Tables:
         async def read(table: Any) -> list[Row]:
             query = table.query().nearest_to_text(_text_query(text, column))
             query = query.where(where) if where else query
-            return _plain(await query.select([*columns, "_score"]).limit(limit).to_arrow())
+            there = [*self._lacking.there(kind, columns), "_score"]
+            return self._lacking.filled(kind, _plain(await query.select(there).limit(limit).to_arrow()), columns)
 
         return await self._read(kind, read) if text else []
 

@@ -174,6 +174,8 @@ class FencedTable:
         """Move to the latest version, whoever wrote it, and read its fence."""
         with lance_errors(f"opening {self.uri}"):
             self.dataset = lance.dataset(self.uri, storage_options=self.options or None)
+        self.schema = self.dataset.schema  # a migration changes it
+        self.facts = collection_facts(self.schema)
         self.fence = self._read_fence()
 
     def check_epoch(self, epoch: int) -> None:

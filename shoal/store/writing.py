@@ -30,6 +30,7 @@ from shoal.store.commands import CommandPlan, plan_commands
 from shoal.store.fence import Fence
 from shoal.store.lookups import stored_commands, stored_documents
 from shoal.store.maintenance import Maintenance
+from shoal.store.migrations import check_ways, migrate
 from shoal.store.planning import TEXT_DROPPED, CommitPlan, plan
 from shoal.store.repairing import RepairPlan, Rewrite, is_repair, read_repair, wanted
 from shoal.store.retention import LOOK_EVERY, Expired, Retention
@@ -162,6 +163,7 @@ class TableWriter:
             _refuse_other(table, facts)
         if stored := next((table for table in found.values() if table is not None), None):
             facts = replace(facts, dtype=stored.facts.dtype)  # the setting is for new collections only
+        check_ways(found.values())
         for table in found.values():
             if table is not None:
                 table.drop_broken_key_index()
@@ -173,6 +175,7 @@ class TableWriter:
         for _ in range(ATTEMPTS_MAX):
             try:
                 writer._take()
+                migrate(tables, writer._epoch)
                 while writer._maintenance.is_pending:  # the indexes that readers can't do without
                     writer.maintain(now)
                 return writer
