@@ -18,7 +18,7 @@ PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shel
 SYNCED := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit fmt bench bench-store chaos simulate twice
+.PHONY: help demo test check lint unit fmt bench bench-store soak chaos simulate twice
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +47,10 @@ bench: $(SYNCED) ## Measure the whole pipeline against its budgets (ARGS=--help 
 	@.venv/bin/python -m bench.ingest $(ARGS)
 
 bench-store: $(SYNCED) ## Measure tables and search core by themselves (ARGS=--quick: a minute; ARGS=--help)
-	@.venv/bin/python -m bench.store $(ARGS)
+	@LANCE_LOG=error .venv/bin/python -m bench.store $(ARGS)
+
+soak: $(SYNCED) ## Commit 20,000 times with upkeep on and questions all along; then look it over (ARGS=--help)
+	@LANCE_LOG=error .venv/bin/python -m bench.soak $(ARGS)
 
 chaos: $(SYNCED) ## Kill it KILLS times (SEED=n) while it works; nothing may be lost or doubled (ARGS=--help)
 	@.venv/bin/python -m tests.chaos --kills $(KILLS) --seed $(SEED) $(ARGS)

@@ -64,9 +64,13 @@ def main() -> int:
     budgets = tomllib.loads(options.budgets.read_text())
     directory = Path(tempfile.mkdtemp(prefix="shoal-bench-store-"))
     load = os.getloadavg()[0]
+    sizes: dict[str, Any] = {}
+    smallest = min(options.rows)
     try:
-        sizes = {str(rows): asyncio.run(_measure(directory, rows, "float32", options)) for rows in options.rows}
-        smallest = min(options.rows)
+        for rows in options.rows:
+            sizes[str(rows)] = asyncio.run(_measure(directory, rows, "float32", options))
+            if options.save:  # a run of an hour that breaks off has told something
+                options.save.write_text(json.dumps({"is_whole": False, "sizes": sizes}, indent=2) + "\n")
         half = asyncio.run(_measure(directory, smallest, "float16", options))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -75,6 +79,7 @@ def main() -> int:
                 for name, one in sizes.items()}  # fmt: skip
     verdicts["float16"] = compare(whole, parse_budgets(budgets["float16"]), strict=options.strict)
     report = {
+        "is_whole": True,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cores": os.cpu_count(), "load_before": load, "load_after": os.getloadavg()[0]},
         "width": WIDTH,
@@ -178,10 +183,7 @@ async def _measure(directory: Path, rows: int, dtype: str, options: argparse.Nam
         await questions.close()
     finally:
         writer.close()
-    spans = [*first.spans, *again.spans]
-    builds = [span for span in spans if span.kind == "build" and " metadata" not in span.text]
-    if not builds:
-        raise RuntimeError(f"no index was built; upkeep did: {[span.text for span in spans]}")
+    before_build, build = _build(first), _build(again)
     busy = {
         "build": _during(during_upkeep, again.spans, "build"),
         "compaction": _during(during_upkeep, again.spans, "compaction"),
@@ -195,9 +197,9 @@ async def _measure(directory: Path, rows: int, dtype: str, options: argparse.Nam
         "upsert_small_rows_per_s": small.rows / small.took_s,
         "upsert_small_commit_cpu_ms": 1000 * small.cpu_s / small.commits,
         "upkeep_share_of_cpu": load.upkeep_cpu_s / load.cpu_s,
-        "build_cpu_s": builds[-1].cpu_s,
-        "build_took_s": builds[-1].ended - builds[-1].began,
-        "build_cpu_growth": builds[-1].cpu_s / max(0.01, builds[0].cpu_s) if len(builds) > 1 else None,
+        "build_cpu_s": build.cpu_s,
+        "build_took_s": build.ended - build.began,
+        "build_cpu_growth": build.cpu_s / max(0.01, before_build.cpu_s),
         "writer_peak_rss_mib": max(one.peak_rss_mib for one in (first, again, small)),
         "data_bytes_per_row": chunks_size.data / rows,
         "index_bytes_per_row": chunks_size.vector_index / rows,
@@ -230,7 +232,7 @@ async def _measure(directory: Path, rows: int, dtype: str, options: argparse.Nam
         },
         "saturated": [asdict(one) for one in saturated],
         "upkeep": [{"kind": one.kind, "text": one.text, "took_s": one.ended - one.began, "cpu_s": one.cpu_s}
-                   for one in spans],
+                   for one in (*first.spans, *again.spans)],
         "size": {**asdict(size), "chunks": asdict(chunks_size)},
     }  # fmt: skip
 
@@ -238,7 +240,7 @@ async def _measure(directory: Path, rows: int, dtype: str, options: argparse.Nam
 def _open(writer: WriterProcess, uri: str, dtype: str, index_rows_min: int, **settings: Any) -> None:
     writer.call(
         "open", uri=uri, width=WIDTH, corpus=CORPUS,
-        settings={"vector_dtype": dtype, "index_rows_min": index_rows_min, **settings},
+        settings={"vector_dtype": dtype, "index_rows_min": index_rows_min, "index_interval_s": 0, **settings},
     )  # fmt: skip
 
 
@@ -251,6 +253,14 @@ def _during(asked: tuple[Sequence[Sample], float], spans: Sequence[Span], kind: 
         if any(span.kind == kind and span.began <= sample.began <= span.ended for span in spans)
     ]
     return latency(inside, cpu_s * len(inside) / len(samples)) if len(inside) >= SAMPLES_MIN else None
+
+
+def _build(work: Work) -> Span:
+    """The training of the vector index: of all builds, in the writer or beside it, the one that took most."""
+    builds = [span for span in work.spans if span.kind == "build"]
+    if not builds:
+        raise RuntimeError(f"no index was built; upkeep did: {[span.text for span in work.spans]}")
+    return max(builds, key=lambda span: span.cpu_s)
 
 
 def _sum(works: Sequence[Work]) -> Work:

@@ -79,13 +79,16 @@ def latency(samples: Sequence[Sample], cpu_s: float) -> Latency:
 class Questions:
     """The same questions for every look at one place."""
 
-    def __init__(self, uri: str, vectors: Matrix, texts: Sequence[str]) -> None:
+    def __init__(
+        self, uri: str, vectors: Matrix, texts: Sequence[str], refresh_interval_s: float | None = None
+    ) -> None:
         self._uri, self._vectors, self._texts = uri, vectors, texts
+        self._refresh_interval_s = refresh_interval_s
         self._index: SearchIndex
         self._table: Any
 
     async def open(self) -> None:
-        self._index = await SearchIndex.open(self._uri, {})
+        self._index = await SearchIndex.open(self._uri, {}, refresh_interval_s=self._refresh_interval_s)
         self._connection = await lancedb.connect_async(self._uri)
         self._table = await self._connection.open_table("scraper_vectors")
 
@@ -142,15 +145,18 @@ class Questions:
         seen = latency(samples, cpu_s)
         return Saturated(callers, count / took_s, cores * count / cpu_s, seen.p95_ms, seen.cpu_ms)
 
-    async def core_recall(self, count: int) -> float:
-        """recall@10 of the search core's documents, against an exact look at the chunks."""
+    async def core_recall(self, count: int, start: int = 0) -> float:
+        """recall@10 of the search core's documents, against an exact look at the chunks of the newest version. A
+        writer that commits meanwhile may make the two differ by what it wrote."""
+        await self._table.checkout_latest()
         shares = []
-        for vector in islice(cycle(self._vectors), count):
+        for vector in islice(cycle(self._vectors), start % len(self._vectors), start % len(self._vectors) + count):
             rows = await self._chunks(vector, _EXACT_CHUNKS, None, ["metadata_id"])
             exact = list(dict.fromkeys(row["metadata_id"] for row in rows))[:LIMIT]
             page = await self._index.search(SearchRequest(mode="vector", vector=vector, limit=LIMIT))
-            shares.append(len(set(exact) & {hit.metadata["id"] for hit in page.hits}) / len(exact))
-        return sum(shares) / len(shares)
+            if exact:
+                shares.append(len(set(exact) & {hit.metadata["id"] for hit in page.hits}) / len(exact))
+        return sum(shares) / len(shares) if shares else 1.0
 
     # --- Lance as such ------------------------------------------------------------------------
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import lance
 import numpy as np
 
-from bench.corpus import ClusteredVectors, Corpus, sha256
+from bench.corpus import BEGAN, MODEL, ClusteredVectors, Corpus, sha256
 from bench.store import _compared, _during
 from bench.store_queries import Sample
 from bench.store_writer import Span
-from bench.tables import Coverage
+from bench.tables import Coverage, coverage
+from shoal.settings import Settings
+from shoal.store.writing import TableWriter
 
 
 def test_a_document_is_the_same_whenever_it_is_asked_for() -> None:
@@ -66,6 +71,18 @@ def test_a_figure_that_was_not_measured_has_no_ratio() -> None:
     found = _compared(whole, half)
     assert found["data_bytes_per_row_vs_float32"] == 0.5
     assert found["build_cpu_s_vs_float32"] is None
+
+
+def test_a_chunk_written_behind_an_index_is_not_covered_and_the_fence_is_no_chunk(tmp_path: Path) -> None:
+    writer = TableWriter.open(str(tmp_path), {}, MODEL, 8, settings=Settings(), now=BEGAN)
+    assert coverage(str(tmp_path)) == Coverage(0, 0, None)
+    writer.apply(Corpus(8, chunks=3, words=12).documents([1, 2], 1), (), BEGAN)
+    assert coverage(str(tmp_path)) == Coverage(6, 0, None)
+    lance.dataset(f"{tmp_path}/scraper_vectors.lance").optimize.optimize_indices(index_names=["content_summary_idx"])
+    assert coverage(str(tmp_path)) == Coverage(6, 6, None)
+    writer._tables["vectors"].refresh()
+    writer.apply([Corpus(8, chunks=3, words=12).document(1, 3, version=1)], (), BEGAN)
+    assert coverage(str(tmp_path)) == Coverage(6, 3, None)
 
 
 def test_coverage_is_that_of_the_index_which_holds_least() -> None:
