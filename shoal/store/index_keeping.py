@@ -23,7 +23,7 @@ from shoal.store.building import Job, Report
 from shoal.store.builds import NICENESS, Build
 from shoal.store.index_policy import Act, Counts, Decision, Past
 from shoal.store.index_requests import Request
-from shoal.store.index_state import IndexRecord, IndexState, stamp
+from shoal.store.index_state import IndexRecord, IndexState, moment, stamp
 from shoal.store.index_views import IndexView, index_name, training_of, views
 from shoal.store.schemas import IS_CURRENT, TableKind
 from shoal.store.tables import FencedTable, lance_errors
@@ -79,7 +79,7 @@ class IndexKeeper:
         self._limits = policy.Limits(
             policy.Kind(settings.index_kind), settings.index_rows_min, settings.index_interval_s
         )
-        self._threads = policy.threads(os.cpu_count() or 1, settings.index_cores_share)
+        self._threads = policy.threads(_cores(), settings.index_cores_share)
         self._indexes = (
             _Index("vectors", "content_embedding"), _Index("metadata", "schema_embedding"),
             _Index("vectors", "content_summary"),
@@ -106,8 +106,24 @@ class IndexKeeper:
         self._requests = None
         if not self._is_restored:
             self._is_restored = True
-            self._state.restore()
+            self._restore()
         self.changed()
+
+    def _restore(self) -> None:
+        """Rests and failures outlive a writer: else one that dies of its builds would begin with the next at once."""
+        self._state.restore()
+        interrupted, self._state.build = self._state.build or {}, None
+        for index in self._indexes:
+            record = self._state.record(index.kind, index.column)
+            if interrupted.get("column") == index.column:
+                record.last_build = {
+                    "what": interrupted.get("what"), "at": interrupted.get("at"), "took_s": 0.0, "cpu_s": 0.0,
+                    "outcome": "the writer ended while it built",
+                }  # fmt: skip
+                record.failures = int(_number(record.failures)) + 1
+            last = record.last_build if isinstance(record.last_build, dict) else {}
+            index.ended_at, index.took_s = moment(last.get("at")), float(_number(last.get("took_s")))
+            index.failures = int(_number(record.failures)) if index.ended_at else 0
 
     def asked(self) -> None:
         """A command about indexes was applied."""
@@ -166,7 +182,7 @@ class IndexKeeper:
             failures=index.failures, defect=index.defect, asked=self._asked(index),
         )  # fmt: skip
         counts = self._counts(index, table, view)
-        decision = self._text(view, past) if index.is_text else policy.decide(counts, past, self._limits)
+        decision = policy.decide_text(counts, past) if index.is_text else policy.decide(counts, past, self._limits)
         index.is_stale, index.looked_at = False, now
         index.is_waiting = decision.act is not decision.due
         self._show(index, view, counts, decision)
@@ -181,20 +197,6 @@ class IndexKeeper:
             index.is_stale = True
             return f"dropped the vector index of {index.kind}: {decision.why}"
         return self._begin(index, decision, counts, now)
-
-    def _text(self, view: IndexView | None, past: Past) -> Decision:
-        """A full-text index needs no training; maintenance makes it and folds rows in. What is left: to build it
-        anew where it is broken, or as asked."""
-        if view is None:
-            return Decision(Act.NOTHING, Act.NOTHING, "not there yet")
-        due, why = Act.NOTHING, "up to date"
-        if past.defect:
-            due, why = Act.TRAIN, f"verification failed: {past.defect}"
-        elif past.asked is not None:
-            due, why = past.asked, "asked for"
-        if past.failures and past.ended_s is not None and past.ended_s < policy.backoff_s(past.failures):
-            return Decision(Act.NOTHING, due, f"{why}; waits after {past.failures} failed builds")
-        return Decision(due, due, why)
 
     def _counts(self, index: _Index, table: FencedTable, view: IndexView | None) -> Counts:
         if index.is_text:
@@ -258,6 +260,7 @@ class IndexKeeper:
         self._built = (index, act, counts.rows)
         for request in self._asking(index):
             self._state.requests[request.id] = {"state": "building", "detail": index.column}
+        self._state.build = {"at": stamp(now)}
         self._show_build()
         log.info("building: %s %s of %s (%s)", act, index.column, index.kind, decision.why)
         return f"began to {act} the index of {index.column} beside the writer: {decision.why}"
@@ -378,4 +381,14 @@ class IndexKeeper:
         if self._build is not None and self._built is not None:
             index, act, _ = self._built
             stage: Mapping[str, Any] = self._build.stage
-            self._state.build = {"table": index.kind, "column": index.column, "what": str(act), **stage}
+            at = (self._state.build or {}).get("at")
+            self._state.build = {"at": at, "table": index.kind, "column": index.column, "what": str(act), **stage}
+
+
+def _number(value: Any) -> float:
+    return value if isinstance(value, int | float) else 0
+
+
+def _cores() -> int:
+    """Those that this process may use: fewer than the machine has, in a container."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -110,6 +110,18 @@ def decide(counts: Counts, past: Past, limits: Limits) -> Decision:
     return Decision(Act.NOTHING if waits else due, due, f"{why}; waits {waits}" if waits else why)
 
 
+def decide_text(counts: Counts, past: Past) -> Decision:
+    """What to do about a full-text index. It needs no training, and maintenance makes it and folds rows in; what is
+    left is to build it anew where it is broken, and what is asked for."""
+    if not counts.segments:
+        return Decision(Act.NOTHING, Act.NOTHING, "not there yet")
+    due, why = past.asked or Act.NOTHING, "asked for" if past.asked else "up to date"
+    if past.defect:
+        due, why = Act.TRAIN, f"verification failed: {past.defect}"
+    waits = _waits(past, None, is_urgent=True) if due is not Act.NOTHING else None
+    return Decision(Act.NOTHING if waits else due, due, f"{why}; waits {waits}" if waits else why)
+
+
 def _due(counts: Counts, past: Past, limits: Limits) -> tuple[Act, str, bool]:
     """The due act, why, and whether it needs no rest before it."""
     rows, is_asked = counts.rows, past.asked is not None
@@ -136,7 +148,7 @@ def _due(counts: Counts, past: Past, limits: Limits) -> tuple[Act, str, bool]:
     return Act.NOTHING, "up to date", False
 
 
-def _waits(past: Past, limits: Limits, is_urgent: bool) -> str | None:
+def _waits(past: Past, limits: Limits | None, is_urgent: bool) -> str | None:
     if past.is_building:
         return "for the build under way"
     if past.is_compacting:
@@ -146,7 +158,7 @@ def _waits(past: Past, limits: Limits, is_urgent: bool) -> str | None:
     if past.failures:
         left_s = backoff_s(past.failures) - past.ended_s
         return f"{left_s:.0f} s after {past.failures} failed builds" if left_s > 0 else None
-    if is_urgent:
+    if is_urgent or limits is None:
         return None
     left_s = max(limits.interval_s, REST * past.took_s) - past.ended_s
     return f"{left_s:.0f} s after the last build" if left_s > 0 else None

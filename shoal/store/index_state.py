@@ -70,8 +70,13 @@ class IndexState:
         for kind, columns in _mapping(found.get("tables")).items():
             for column, values in _mapping(columns).items():
                 known = {name: value for name, value in _mapping(values).items() if name in IndexRecord.__slots__}
-                self.tables.setdefault(str(kind), {})[str(column)] = IndexRecord(**known)
-        self.requests = {str(name): dict(_mapping(value)) for name, value in _mapping(found.get("requests")).items()}
+                record = self.tables.setdefault(str(kind), {})[str(column)] = IndexRecord(**known)
+                if not isinstance(record.trained_rows, int):
+                    record.trained_rows = None
+        for name, value in _mapping(found.get("requests")).items():
+            if isinstance(value, Mapping) and "state" in value:
+                self.requests[str(name)] = dict(value)
+        self.build = dict(_mapping(found.get("build"))) or None
 
     def finish(self, request: str, state: str, detail: str, now: datetime) -> None:
         """How a request ended."""
@@ -103,6 +108,14 @@ class IndexState:
 
 def stamp(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment(text: Any) -> datetime | None:
+    """What `stamp` wrote; None for anything else."""
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        return None
 
 
 def _copied(values: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -52,7 +52,7 @@ def views(table: FencedTable) -> dict[str, IndexView]:
 
 
 def _view(index: Any, living: dict[int, int]) -> IndexView:
-    covered = [[number for number in segment.fragment_ids if number in living] for segment in index.segments]
+    covered = [[number for number in segment.fragment_ids or () if number in living] for segment in index.segments]
     return IndexView(
         name=index.name,
         sort=index.index_type,

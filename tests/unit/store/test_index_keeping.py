@@ -205,9 +205,32 @@ def test_what_is_known_of_an_index_stands_beside_the_tables_and_outlives_the_wri
     assert record(place)["trained_rows"] == 512, "from its two partitions"
 
 
+def test_a_build_that_its_writer_did_not_outlive_counts_as_failed_and_is_not_begun_at_once(place: str) -> None:
+    writer = open_writer(place)
+    write(writer, 0, 30)
+    write(writer, 30, 30)
+    child = begin_build(writer)
+    assert state(place)["build"]["what"] == "train"
+    del writer  # as a kill does it, this closes the child's life line
+    deadline = time.monotonic() + HANG_S
+    while child.is_running():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    heir = open_writer(place)
+    assert not any("train" in step for step in upkeep(heir, NOW))
+    assert record(place)["last_build"]["outcome"] == "the writer ended while it built"
+    assert any("train of content_embedding took" in step for step in upkeep(heir, NOW + HOUR))
+    assert_right(place, 600)
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"tables": {"vectors": 3}}', '{"tables": {"vectors": {"x": {"y": 1}}}}']
-)
+    "text",
+    [
+        "", "{", "[]", '{"tables": {"vectors": 3}}', '{"tables": {"vectors": {"x": {"y": 1}}}}',
+        '{"tables": {"vectors": {"content_embedding": {"trained_rows": "x", "failures": "y", "last_build": {"at": 3}}}}'
+        ', "requests": {"a": 1, "b": {}}, "build": []}',
+    ],
+)  # fmt: skip
 def test_a_damaged_state_file_costs_only_what_was_remembered(place: str, text: str) -> None:
     filled(place)
     Path(f"{place}/_shoal/{STATE}").write_text(text)

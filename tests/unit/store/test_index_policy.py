@@ -25,6 +25,7 @@ from shoal.store.index_policy import (
     Past,
     backoff_s,
     decide,
+    decide_text,
     folds_in_place,
     partitions,
     rows_of,
@@ -122,7 +123,7 @@ def test_more_rows_never_have_fewer_partitions_and_each_has_enough(one: int, oth
 @given(st.integers(256, 50_000_000))
 def test_a_training_nobody_remembers_is_told_well_enough_by_its_partitions(rows: int) -> None:
     assert rows / 2 < min(rows, rows_of(partitions(rows))), "else it would be trained anew for nothing"
-    assert rows > 1_000_000 or rows_of(partitions(rows)) <= 1.2 * rows + 256
+    assert partitions(rows) >= 1_000 or rows_of(partitions(rows)) <= 1.2 * rows + 256
 
 
 @given(st.integers(1, 4096))
@@ -174,6 +175,16 @@ def test_what_an_operator_asks_is_done_where_it_can_be() -> None:
     assert due(counts(100_000, segments=2), Past(asked=Act.MERGE, **soon)).act is Act.MERGE
     assert due(counts(100_000), Past(asked=Act.MERGE, **soon)).act is Act.NOTHING, "there is nothing to merge"
     assert due(counts(100, segments=0), Past(asked=Act.TRAIN)).act is Act.NOTHING
+
+
+def test_a_full_text_index_is_built_anew_where_it_is_broken_or_as_asked() -> None:
+    found = counts(100)
+    assert decide_text(found, Past()).act is Act.NOTHING
+    assert decide_text(found, Past(asked=Act.MERGE, ended_s=1.0)).act is Act.MERGE
+    assert decide_text(found, Past(defect="a gap", ended_s=1.0, took_s=50.0)).act is Act.TRAIN
+    assert decide_text(counts(100, segments=0), Past(defect="a gap")).act is Act.NOTHING, "maintenance makes it"
+    again = decide_text(found, Past(defect="a gap", ended_s=1.0, failures=2))
+    assert (again.act, again.due) == (Act.NOTHING, Act.TRAIN)
 
 
 def test_failures_are_tried_ever_more_rarely_and_never_given_up() -> None:
