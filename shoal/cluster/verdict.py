@@ -181,5 +181,6 @@ def _recall_reasons(status: Status) -> Iterator[Json]:
     if recall is not None and recall["alarm"]:
         yield _reason(
             "degraded", "recall", f"searches by vector miss too much, or read too much: {recall['alarm']}",
-            "The index no longer fits the vectors: `shoal index rebuild` trains it anew; `shoal recall` measures it.",
+            "The index no longer fits the vectors. It is trained anew by itself where a tenth of the rows or a day "
+            "came since; `shoal index rebuild` does it now. `shoal recall` measures it.",
         )  # fmt: skip

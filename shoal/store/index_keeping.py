@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -19,6 +19,7 @@ from shoal.errors import TransientError
 from shoal.settings import Settings
 from shoal.store import index_policy as policy
 from shoal.store import index_requests as requests
+from shoal.store import recall
 from shoal.store.building import Job, Report
 from shoal.store.builds import NICENESS, Build
 from shoal.store.index_policy import Act, Counts, Decision, Past
@@ -26,6 +27,7 @@ from shoal.store.index_requests import Request
 from shoal.store.index_state import IndexRecord, IndexState, moment, stamp
 from shoal.store.index_views import IndexView, index_name, training_of, views
 from shoal.store.schemas import IS_CURRENT, TableKind
+from shoal.store.state_files import read_state
 from shoal.store.tables import FencedTable, lance_errors
 from shoal.store.verification import coverage, rows_changed, text_canary, vector_canary
 
@@ -37,6 +39,8 @@ FTS_OPTIONS: dict[str, Any] = {
 FTS = "INVERTED"
 LOOK_AGAIN_S = 30.0
 """Between two looks at what waits. Looking costs a few milliseconds on disk, a few requests on S3."""
+LOOK_ANYWAY_S = 300.0
+"""Between two looks where nothing was written: recall may have been measured."""
 ASKED_TRIES_MAX = 3
 """Failures after which a request counts as failed. The policy goes on trying what it finds due itself."""
 _RECOUNT = 1.1
@@ -165,7 +169,8 @@ class IndexKeeper:
             return self._finish(self._report, epoch, now)
         for index in self._indexes:
             waited_s = (now - index.looked_at).total_seconds() if index.looked_at else 0.0
-            if index.is_stale or (index.is_waiting and waited_s >= LOOK_AGAIN_S):
+            again_s = LOOK_AGAIN_S if index.is_waiting else LOOK_ANYWAY_S
+            if index.is_stale or waited_s >= again_s:
                 done = self._look(index, epoch, now)
                 if done is not None:
                     return done
@@ -182,6 +187,8 @@ class IndexKeeper:
             failures=index.failures, defect=index.defect, asked=self._asked(index),
         )  # fmt: skip
         counts = self._counts(index, table, view)
+        if not index.is_text:
+            past = replace(past, **self._alarm(index, now))
         decision = policy.decide_text(counts, past) if index.is_text else policy.decide(counts, past, self._limits)
         index.is_stale, index.looked_at = False, now
         index.is_waiting = decision.act is not decision.due
@@ -197,6 +204,18 @@ class IndexKeeper:
             index.is_stale = True
             return f"dropped the vector index of {index.kind}: {decision.why}"
         return self._begin(index, decision, counts, now)
+
+    def _alarm(self, index: _Index, now: datetime) -> dict[str, Any]:
+        """What measuring recall says of this training, for the policy."""
+        if index.column != "content_embedding":
+            return {}
+        known = self._state.record(index.kind, index.column)
+        try:
+            alarm = recall.alarm_of(read_state(self._state.settings, recall.FILE), known.training)
+        except (TransientError, OSError):  # the next look sees it
+            return {}
+        at = datetime.fromisoformat(known.trained_at) if known.trained_at else None
+        return {"alarm": alarm, "trained_s": (now - at).total_seconds() if at else None}
 
     def _counts(self, index: _Index, table: FencedTable, view: IndexView | None) -> Counts:
         if index.is_text:

@@ -1,9 +1,9 @@
 """When a vector index is trained, merged, folded or left alone: decided from counts. Pure.
 
 Lance assigns new rows to the partitions and codes of the first training for ever: recall rots unseen as a table
-outgrows it (facts 2.4). So an index is trained again when its table is twice what it was trained on. What was
-written since lies in deltas, each searched by itself: too many are merged, which costs no training. Rows in neither
-are scanned one by one: too many are taken in.
+outgrows it (facts 2.4). So an index is trained again when its table is twice what it was trained on, and sooner where
+recall, which is measured (recall.py), does not hold. What was written since lies in deltas, each searched by itself:
+too many are merged, which costs no training. Rows in neither are scanned one by one: too many are taken in.
 
 None of it is urgent, a search is right without. So a build waits: for compaction, for another build, for a rest
 after the last one (longer after a longer one: a build takes at most every fifth second), and after failures.
@@ -40,6 +40,9 @@ TRAINING_ROWS_MIN = 256
 """Lance trains no product quantiser below this (facts 2.4)."""
 OUTGROWN = 2
 """Times its training that a table may be (facts 2.5)."""
+ALARM_GROWTH, ALARM_S = 1.1, 86_400.0
+"""An alarm of recall trains anew where a tenth of the rows came since, or a day passed: the same rows make the same
+index, and an alarm that no training ends must not keep it busy."""
 DELTAS_MAX = 8
 UNINDEXED_ROWS, UNINDEXED_SHARE = 20_000, 0.1
 FOLD_ROWS_MAX = 5_000
@@ -81,7 +84,8 @@ class Counts:
 class Past:
     """What happened to this index and what goes on. `ended_s` ago its last build ended (None: none in this life),
     and took `took_s`; `failures` of the last builds in a row; `defect`: what verification found; `asked`: what an
-    operator wants."""
+    operator wants; `alarm`: that recall does not hold with this training; `trained_s`: how old it is (None: not
+    known)."""
 
     ended_s: float | None = None
     took_s: float = 0.0
@@ -90,6 +94,8 @@ class Past:
     is_compacting: bool = False
     defect: str | None = None
     asked: Act | None = None
+    alarm: str | None = None
+    trained_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,9 @@ def _due(counts: Counts, past: Past, limits: Limits) -> tuple[Act, str, bool]:
         return Act.TRAIN, "asked for", True
     if rows > OUTGROWN * counts.trained_rows:
         return Act.TRAIN, f"{rows} vectors outgrew the training on {counts.trained_rows}", False
+    is_other = rows > ALARM_GROWTH * counts.trained_rows or past.trained_s is None or past.trained_s >= ALARM_S
+    if past.alarm and is_other:
+        return Act.TRAIN, past.alarm, False
     deltas = len(counts.segments)
     if deltas >= DELTAS_MAX or (past.asked is Act.MERGE and (deltas > 1 or counts.unindexed)):
         return Act.MERGE, "asked for" if is_asked else f"{deltas} deltas, {DELTAS_MAX} are too many", is_asked

@@ -70,5 +70,10 @@ def training_of(table: FencedTable, name: str) -> tuple[str, int]:
     index. Raises TransientError; ValueError where it can't be read."""
     with lance_errors(f"reading {name} of {table.uri}"):
         centroids = table.dataset.get_ivf_model(name).centroids
+    return training_name(centroids), len(centroids)
+
+
+def training_name(centroids: Any) -> str:
+    """What a training is known by, whoever looks."""
     values = np.asarray(centroids.values if hasattr(centroids, "values") else centroids, np.float32)
-    return hashlib.sha256(values.tobytes()).hexdigest()[:16], len(centroids)
+    return hashlib.sha256(values.tobytes()).hexdigest()[:16]

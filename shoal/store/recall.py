@@ -324,6 +324,15 @@ def statistics_of(value: Any) -> RecallStatistics | None:
         return None
 
 
+def alarm_of(value: Any, training: str | None) -> str | None:
+    """The alarm of `recall.json`, where it was measured on the index of this training."""
+    figures = statistics_of(value)
+    if figures is None or figures.alarm is None or training is None:
+        return None
+    index = value.get("index")
+    return figures.alarm if isinstance(index, Mapping) and index.get("training") == training else None
+
+
 def is_due(value: Any, mark: IndexMark | None, now: datetime, interval_s: float) -> bool:
     """Whether to measure again: another index, or time has come."""
     try:

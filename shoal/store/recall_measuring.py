@@ -10,7 +10,6 @@ Fails with TransientError while the tables don't exist, the storage is down, or 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -26,6 +25,7 @@ from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.settings import Settings
 from shoal.store import recall
 from shoal.store.fence import Fence
+from shoal.store.index_views import training_name
 from shoal.store.query_sample import FILE_PREFIX, gathered, is_stale, vectors_of
 from shoal.store.ranked import DEPTHS
 from shoal.store.reading import VanishedError, guarded, session_of
@@ -94,8 +94,7 @@ class RecallTable:
             centroids = dataset.get_ivf_model(name).centroids
         except (ValueError, RuntimeError, AttributeError, OSError):
             return None, ""
-        numbers = np.ascontiguousarray(centroids.flatten().to_numpy(zero_copy_only=False))
-        return len(centroids), hashlib.sha256(numbers.tobytes()).hexdigest()[:32]
+        return len(centroids), training_name(centroids)
 
     async def rows(self) -> int:
         return int(await self._table.count_rows())

@@ -12,7 +12,7 @@ import pytest
 
 from shoal.settings import Settings
 from shoal.store import recall_check
-from shoal.store.maintenance import index_name
+from shoal.store.index_views import index_name
 from shoal.store.query_sample import FILE_PREFIX, QuerySample
 from shoal.store.recall import FILE, statistics_of, tuning_of
 from shoal.store.schemas import CollectionFacts, table_schema, table_uri, vectors_table

@@ -17,10 +17,11 @@ import pytest
 
 from shoal.records import Outcome
 from shoal.settings import Settings
+from shoal.store import recall
 from shoal.store.index_state import STATE
 from shoal.store.index_views import views
 from shoal.store.maintenance import Maintenance
-from shoal.store.state_files import read_state
+from shoal.store.state_files import read_state, write_state
 from shoal.store.tables import FencedTable
 from shoal.store.verification import canary_word, coverage, text_canary, vector_canary
 from shoal.store.writing import TableWriter
@@ -102,6 +103,30 @@ def assert_right(place: str, chunks: int) -> None:
         assert coverage(view) is None, name
     assert vector_canary(found, "content_embedding", views(found)[VECTORS]) is None
     assert text_canary(found, "content_summary", views(found)[TEXT]) is None
+
+
+def test_an_alarm_of_recall_trains_the_index_anew_and_one_of_another_training_does_not(place: str) -> None:
+    """1. The index is trained. 2. A tenth more is written. 3. Recall is measured on another training, then on this
+    one. Nothing more is written meanwhile."""
+    writer = filled(place)
+    write(writer, 60, 10)
+    upkeep(writer, NOW + HOUR)
+    trained = record(place)["training"]
+    measured = {
+        "at": NOW.isoformat(), "recall": 0.8, "target": 0.95, "k": 10, "nprobes": None, "refine": 16,
+        "queries": {"real": 64, "made": 0}, "alarm": "recall@10 is 0.800 at best", "index": {"training": "another"},
+    }  # fmt: skip
+    settings = Settings(lancedb_path=place)
+    write_state(settings, recall.FILE, measured)
+    assert not any("train of" in step for step in upkeep(writer, NOW + 2 * HOUR))
+    write_state(settings, recall.FILE, measured | {"index": {"training": trained}})
+    done = upkeep(writer, NOW + 3 * HOUR)
+    assert any("train of content_embedding took" in step for step in done)
+    found = record(place)
+    assert found["trained_rows"] == 700
+    assert found["training"] != trained
+    assert not any("train of" in step for step in upkeep(writer, NOW + 4 * HOUR)), "that alarm was of the one before"
+    assert_right(place, 700)
 
 
 # --- builds beside the writer ---------------------------------------------------------------------------------

@@ -218,3 +218,21 @@ def test_few_rows_are_folded_into_the_last_delta_until_it_is_large() -> None:
 
 def test_a_build_has_at_least_a_thread_and_at_most_its_share() -> None:
     assert [threads(cores, 0.5) for cores in (1, 2, 3, 64)] == [1, 1, 1, 32]
+
+
+DAY_S = 86_400.0
+
+
+def test_an_alarm_of_recall_trains_anew_where_that_can_help() -> None:
+    low = Past(alarm="recall@10 is 0.8", trained_s=60.0)
+    assert due(counts(100_000, trained=95_000), low).act is Act.NOTHING, "the same rows make the same index"
+    assert due(counts(100_000, trained=90_000), low) == Decision(Act.TRAIN, Act.TRAIN, "recall@10 is 0.8")
+    assert due(counts(100_000), Past(alarm="low", trained_s=DAY_S)).act is Act.TRAIN
+    assert due(counts(100_000), Past(alarm="low")).act is Act.TRAIN, "nobody knows how old it is"
+    assert due(counts(100_000, trained=90_000), Past(trained_s=DAY_S)).act is Act.NOTHING
+
+
+def test_a_training_for_an_alarm_rests_like_any_other() -> None:
+    soon = Past(ended_s=1.0, took_s=100.0, alarm="low", trained_s=DAY_S)
+    decision = due(counts(100_000), soon)
+    assert (decision.act, decision.due) == (Act.NOTHING, Act.TRAIN)

@@ -24,6 +24,7 @@ from shoal.store.recall import (
     NearestDistances,
     Rung,
     Setting,
+    alarm_of,
     for_limit,
     goal_of,
     is_due,
@@ -219,6 +220,15 @@ def test_the_figures_are_what_was_written() -> None:
     exact = statistics_of(written(a_measurement(index=None, chosen=None, before=None, rungs=())))
     assert exact is not None
     assert (exact.recall, exact.refine, exact.alarm) == (1.0, None, None)
+
+
+def test_an_alarm_belongs_to_the_training_that_it_was_measured_on() -> None:
+    low = written(a_measurement(0.8, Setting(None, 16)))
+    assert "0.800 at best" in str(alarm_of(low, "abc"))
+    assert [alarm_of(low, "other"), alarm_of(low, None), alarm_of(written(a_measurement()), "abc")] == [None] * 3
+    for value in ODD_VALUES:
+        assert alarm_of(value, "abc") is None
+        assert alarm_of(low | {"index": value}, "abc") is None
 
 
 def test_measuring_is_due_by_time_and_at_once_for_another_training() -> None:

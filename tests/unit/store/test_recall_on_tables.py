@@ -27,7 +27,7 @@ from shoal.settings import Settings
 from shoal.store import recall_check, search
 from shoal.store.fence import Fence
 from shoal.store.filters import Equals
-from shoal.store.maintenance import index_name
+from shoal.store.index_views import index_name, training_of
 from shoal.store.query_recorder import QueryRecorder
 from shoal.store.query_sample import FILE_PREFIX, QuerySample
 from shoal.store.reading import session_of
@@ -46,6 +46,7 @@ from shoal.store.schemas import (
 )
 from shoal.store.search import SearchIndex
 from shoal.store.state_files import list_states, read_state, write_state
+from shoal.store.tables import FencedTable
 
 WIDTH, ROWS, PARTITIONS = 32, 6_000, 24
 FACTS = CollectionFacts("hash:32", WIDTH)
@@ -151,6 +152,9 @@ async def test_few_partitions_miss_neighbours_and_the_ladder_finds_a_setting_tha
         PARTITIONS,
         ROWS + 1,
     )  # the fence
+    table = FencedTable.open("vectors", table_uri(settings.tables_uri, KINDS["vectors"]), {})
+    assert table is not None
+    assert found.index.training == training_of(table, index_name(COLUMN))[0]  # as the writer names it
     assert by_setting[Setting(5, 4)] < 0.9
     assert found.before is not None
     assert found.before.setting == DEFAULT
