@@ -1,15 +1,15 @@
 """Fusion: one ranking out of the answers of several searches (legs), each with its own kind of score.
 
 Weighted fusion is a convex combination of scores normalised per query (Bruch, Gai and Ingber 2022 found that better
-than reciprocal ranks on most sets), whose weights are not the same for every query: a leg counts by how clearly its
-scores single out a first page. Where the words of a question stand in hundreds of documents alike, the scores of the
-keyword leg fall off slowly and the vectors decide; where they name something rare, they fall off at once and the
-words do. (A score's decline from the first ranks to the depth of the list predicts how good a ranking is: Shtok et
-al. 2012, NQC; Zhou and Croft 2007, WIG.) docs/search-quality.md has what was tried, and figures.
+than reciprocal ranks on most sets), whose weights are not the same for every query: a leg counts by how steeply its
+scores decline over the first hits. Where the words of a question stand in hundreds of documents alike, the keyword
+scores decline slowly and the vectors decide; where they name something rare, they fall at once and the words do. (That
+a ranking's scores tell how good it is: Zhou and Croft 2007, WIG; Shtok et al. 2012, NQC.) docs/search-quality.md has
+what was tried, and figures.
 
 Guarantee (weighted): scores lie in 0..1; of two documents the one that is at least as good in every leg is never
 behind; a document that a leg misses gets nothing from it, and the worst hit of a leg gets more than nothing; where no
-leg has more than a page of hits, a document found by all legs never ranks behind one that some leg missed. (LanceDB's
+leg has more than FEW hits, a document found by all legs never ranks behind one that some leg missed. (LanceDB's
 own linear combination ranks it last: min-max gives the worst hit of a leg the value of a miss.)
 Pure: plain mappings in, plain tuples out; equal scores are ordered by key, so pages of a ranking fit together.
 """
@@ -21,8 +21,13 @@ from dataclasses import dataclass
 
 VECTOR_WEIGHT, KEYWORD_WEIGHT = 0.7, 0.3
 RECIPROCAL_RANK_CONSTANT = 60  # Cormack, Clarke, Büttcher 2009: dampens the first ranks
-PAGE = 10
-"""The hits that a leg should single out: a page of answers."""
+FEW = 10
+"""Hits that are worth something by themselves, whatever their scores."""
+FIRST = 20
+"""Hits over which the decline is read: two pages. At 10 and 30 the figures are much the same, at 5 they are worse."""
+EVEN = 2 / 3
+"""The keyword leg's decline, as a share of the vector leg's, at which both count as the weights say. From 0.6 to 0.75
+the five sets it was judged by agree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,41 +49,44 @@ def normalise(scores: Mapping[str, float], floor: float = 0.0) -> dict[str, floa
     return {key: floor + (1.0 - floor) * (score - low) / (high - low) for key, score in scores.items()}
 
 
-def clarity(scores: Mapping[str, float], page: int = PAGE) -> float:
-    """How clearly a leg singles out its first page, 0..1: of the way from its best score to its worst, the share that
-    lies within the first `page` hits. 1 where there are no more hits; 0 where so many are equally good."""
+def decline(scores: Mapping[str, float], zero: float | None = None) -> float:
+    """Of the way from a leg's best score to `zero` (None: to its worst), the share that lies within the FIRST hits,
+    0..1: near 0 for many hits alike. 1 where there are no more hits than that."""
     ordered = sorted(scores.values(), reverse=True)
-    if len(ordered) <= page:
+    if len(ordered) <= FIRST:
         return 1.0
-    best, last, worst = ordered[0], ordered[page - 1], ordered[-1]
-    return (best - last) / (best - worst) if best > worst else 0.0
+    best, last, end = ordered[0], ordered[FIRST - 1], ordered[-1] if zero is None else zero
+    return (best - last) / (best - end) if best > end else 0.0
 
 
-def adapted(legs: Sequence[Mapping[str, float]], weights: Sequence[float]) -> tuple[float, ...]:
-    """`weights` for this query: each by its leg's clarity, in sum as before. A leg that found nothing keeps its own,
-    so that a document's score does not rise because another leg is empty."""
-    clear = [clarity(leg) if leg else None for leg in legs]
-    known = [weight for weight, of_leg in zip(weights, clear, strict=True) if of_leg is not None]
-    raised = sum(weight * of_leg for weight, of_leg in zip(weights, clear, strict=True) if of_leg is not None)
-    if raised <= 0.0:
-        return tuple(weights)
-    scale = sum(known) / raised
-    return tuple(
-        weight if of_leg is None else weight * of_leg * scale for weight, of_leg in zip(weights, clear, strict=True)
-    )
+def adapted(
+    vector: Mapping[str, float], keyword: Mapping[str, float], weights: tuple[float, float]
+) -> tuple[float, float]:
+    """`weights` of the two legs for this query, in sum as before. The scores of the keyword leg count from 0, which is
+    what a miss has (BM25); those of the vector leg have no such point, and a search for the nearest never misses.
+    Unchanged where the vectors found FIRST documents or fewer (a collection so small has no slope to read), or a leg
+    found nothing."""
+    if len(vector) <= FIRST or not keyword:
+        return weights
+    of_vector, of_keyword = weights[0] * decline(vector) * EVEN, weights[1] * decline(keyword, 0.0)
+    if of_vector + of_keyword <= 0.0:
+        return weights
+    share = of_vector / (of_vector + of_keyword)
+    return sum(weights) * share, sum(weights) * (1.0 - share)
 
 
 def weighted(legs: Sequence[Mapping[str, float]], weights: Sequence[float]) -> list[Fused]:
-    """Sum of the legs' normalised scores by adapted weight, best first. Higher raw scores are better; `weights` sum
-    to 1 and are what each leg counts for where all are equally clear.
+    """Sum of the legs' normalised scores by adapted weight, best first. `legs` and `weights` are of the vectors, then
+    of the words; higher raw scores are better, and those of the words are above 0. The weights sum to 1.
 
-    To be among few hits says something by itself: the floor of the normalisation is, up to a page of hits, the weight
-    of all legs but the lightest (the least that a document found by every leg can get, and the most that one can get
-    that missed some), and falls from there as hits grow many.
+    To be among few hits says something by itself: the floor of the normalisation is, up to FEW hits, the larger weight
+    (the least that a document found by both legs can get, and the most that one can get that one missed), and falls
+    from there as hits grow many.
     """
-    floor = sum(weights) - min(weights)
-    normalised = [normalise(leg, floor * min(1.0, PAGE / max(1, len(leg)))) for leg in legs]
-    counted = adapted(legs, weights)
+    (vector, keyword), (of_vector, of_keyword) = legs, weights
+    floor = max(weights)
+    normalised = [normalise(leg, floor * min(1.0, FEW / max(1, len(leg)))) for leg in legs]
+    counted = adapted(vector, keyword, (of_vector, of_keyword))
     fused = []
     for key in {key: None for leg in legs for key in leg}:
         parts = tuple(leg.get(key) for leg in normalised)

@@ -1,4 +1,4 @@
-"""Fusion of rankings: bounds, monotony, and weights by how clear a leg is."""
+"""Fusion of rankings: bounds, monotony, and weights by how steep a leg is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from shoal.store.fusion import adapted, clarity, normalise, reciprocal_rank, weighted
+from shoal.store.fusion import adapted, decline, normalise, reciprocal_rank, weighted
 
 LEG = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-100, 100), max_size=8)
 
@@ -72,37 +72,48 @@ def test_the_document_found_by_both_legs_is_first_though_it_is_last_in_each() ->
     assert fused[0].parts == (pytest.approx(0.7), pytest.approx(0.7))
 
 
-STEEP = {f"d{place}": 1.0 if place < 2 else 0.1 / (place + 1) for place in range(100)}  # two stand out
-SLOW = {f"d{place}": 1.0 - place / 1000 for place in range(100)}  # none does
+STEEP = {f"d{place}": 9.0 if place < 2 else 0.9 / (place + 1) for place in range(100)}  # two stand out
+SLOW = {f"d{place}": 9.0 - place / 100 for place in range(100)}  # none does
+FLAT = dict.fromkeys(STEEP, 5.0)
 
 
-def test_a_leg_counts_by_how_clearly_it_singles_out_a_first_page() -> None:
-    assert clarity(STEEP) > 0.9
-    assert clarity(SLOW) == pytest.approx(9 / 99)
-    assert clarity({"only": 3.0}) == 1.0
-    assert clarity(dict.fromkeys("abcdefghijklm", 5.0)) == 0.0
-    same = adapted([STEEP, STEEP], (0.7, 0.3))
-    assert same == (pytest.approx(0.7), pytest.approx(0.3))
-    vector, keyword = adapted([SLOW, STEEP], (0.7, 0.3))
-    assert keyword > 0.8
-    assert vector + keyword == pytest.approx(1.0)
+def test_the_decline_is_what_lies_within_the_first_hits() -> None:
+    assert decline(STEEP) > 0.9
+    assert decline(SLOW) == pytest.approx(19 / 99)
+    assert decline(SLOW, 0.0) == pytest.approx(0.19 / 9)
+    assert decline(FLAT) == 0.0
+    assert decline({"only": 3.0}) == 1.0
 
 
-def test_where_no_leg_is_clear_or_one_is_empty_the_weights_stay() -> None:
-    flat = dict.fromkeys("abcdefghijklm", 5.0)
-    assert adapted([flat, flat], (0.7, 0.3)) == (0.7, 0.3)
-    assert adapted([SLOW, {}], (0.7, 0.3)) == (pytest.approx(0.7), 0.3)
-    assert adapted([{}, {}], (0.7, 0.3)) == (0.7, 0.3)
+def test_words_that_name_something_rare_outweigh_the_vectors_and_common_ones_count_little() -> None:
+    rare = adapted(SLOW, STEEP, (0.7, 0.3))
+    common = adapted(STEEP, SLOW, (0.7, 0.3))
+    assert rare[1] > 0.7
+    assert common[1] < 0.05
+    assert sum(rare) == pytest.approx(1.0)
+    assert sum(common) == pytest.approx(1.0)
+
+
+def test_the_weights_stay_where_there_is_nothing_to_read() -> None:
+    few = {f"d{place}": 1.0 - place for place in range(20)}
+    for vector, keyword in ((FLAT, FLAT), (few, STEEP), (SLOW, {}), ({}, STEEP), ({}, {})):
+        assert adapted(vector, keyword, (0.7, 0.3)) == (0.7, 0.3)
+
+
+def test_a_single_hit_of_rare_words_is_first_though_the_vectors_miss_it() -> None:
+    assert weighted([SLOW, {"named": 12.0}], (0.7, 0.3))[0].key == "named"
 
 
 @UNHURRIED
-@given(LONG_LEG, LONG_LEG, st.floats(0.01, 100), st.floats(-50, 50))
+@given(LONG_LEG, LONG_LEG, st.integers(1, 100), st.integers(-50, 50))
 def test_the_scale_of_a_legs_scores_changes_nothing(
     vector: dict[str, float], keyword: dict[str, float], factor: float, shift: float
 ) -> None:
-    scaled = {key: factor * score + shift for key, score in keyword.items()}
+    keyword = {key: score + 100 for key, score in keyword.items()}
     plain = {one.key: one.score for one in weighted([vector, keyword], (0.7, 0.3))}
-    for one in weighted([vector, scaled], (0.7, 0.3)):
+    moved = {key: factor * score + shift for key, score in vector.items()}
+    scaled = {key: factor * score for key, score in keyword.items()}
+    for one in weighted([moved, scaled], (0.7, 0.3)):
         assert one.score == pytest.approx(plain[one.key], abs=1e-6)
 
 
