@@ -30,7 +30,7 @@ from shoal.store import writing
 from tests.simulation.broker import Broker, Consumer, Producer
 from tests.simulation.kernel import EPOCH_S, BatonThread, Killed, World, here
 from tests.simulation.systems import Cache, Extractor, Model, Store, Systems
-from tests.simulation.tables import SimulatedMaintenance, SimulatedTable, Storage
+from tests.simulation.tables import NothingExpires, SimulatedMaintenance, SimulatedTable, Storage
 
 
 class Shim:
@@ -150,7 +150,7 @@ def seams(world: World, broker: Broker, storage: Storage, systems: Systems, get_
         stages: {"ray": SimpleNamespace(get_actor=get_actor)},
         fetcher: {"ExtractionPool": Extractor, "ObjectReader": lambda settings: ObjectReader(settings, Store(systems))},
         embedder: {"EmbeddingCache": lambda *_: Cache(systems), "create_model": lambda *_: Model(systems)},
-        writing: {"FencedTable": SimulatedTable, "Maintenance": SimulatedMaintenance},
+        writing: {"FencedTable": SimulatedTable, "Maintenance": SimulatedMaintenance, "Retention": NothingExpires},
         writer: {},
     }
     undo: list[Callable[[], None]] = []
