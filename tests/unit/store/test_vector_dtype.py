@@ -21,6 +21,7 @@ from shoal.store.search import SearchIndex
 from shoal.store.tables import FencedTable, to_arrow
 from shoal.store.writing import TableWriter
 from tests.fixtures.documents import MODEL, command, document
+from tests.fixtures.upkeep import upkeep
 
 NOW = datetime(2025, 1, 20, 15, 0, tzinfo=UTC)
 WIDTH = 64
@@ -164,10 +165,8 @@ async def test_the_ten_nearest_are_those_of_float32_without_an_index_and_nearly_
         assert {key for key, _ in half} == {key for key, _ in whole}
         np.testing.assert_allclose([at for _, at in half], [at for _, at in whole], atol=4 * HALF_PRECISION)
 
-    steps: list[str] = []
-    while (done := writer.maintain(NOW)) is not None:  # of the float16 tables: compact, index, fold, clean
-        steps.append(done)
-    assert any(step.startswith("trained the vector index of vectors") for step in steps)
+    steps = upkeep(writer, NOW)  # of the float16 tables: compact, index, fold, clean
+    assert any("train of content_embedding took" in step for step in steps)
     shared = 0
     for query in queries:
         exact, found = [await nearest(tmp_path / dtype, query) for dtype in kinds]

@@ -524,7 +524,8 @@ def test_compaction_between_commits_joins_fragments_and_disturbs_nothing(place: 
 def test_upkeep_is_left_undone_while_nothing_is_due(place: str) -> None:
     writer = open_writer(place)
     write(writer, document(A, 1))
-    assert all("orphans" in step for step in upkeep(writer)), "what a killed writer left is looked for once"
+    done = upkeep(writer)
+    assert all("orphans" in step or "kept the state" in step for step in done), "what a killed writer left, once"
     before = lance.dataset(f"{place}/scraper_vectors.lance").version
     assert upkeep(writer) == []
     assert lance.dataset(f"{place}/scraper_vectors.lance").version == before
