@@ -524,8 +524,9 @@ def test_compaction_between_commits_joins_fragments_and_disturbs_nothing(place: 
 def test_upkeep_is_left_undone_while_nothing_is_due(place: str) -> None:
     writer = open_writer(place)
     write(writer, document(A, 1))
-    done = upkeep(writer)
-    assert all("orphans" in step or "kept the state" in step for step in done), "what a killed writer left, once"
+    first, *others = upkeep(writer)
+    assert first.startswith("kept the state")
+    assert all("orphans" in step for step in others), "what a killed writer left is looked for once"
     before = lance.dataset(f"{place}/scraper_vectors.lance").version
     assert upkeep(writer) == []
     assert lance.dataset(f"{place}/scraper_vectors.lance").version == before
