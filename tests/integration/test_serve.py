@@ -179,6 +179,23 @@ def test_a_question_by_meaning_is_answered_over_rest(shoal: Shoal) -> None:
     assert sorted(sources) == ["CAISO", "ENTSOE", "NYISO"]
 
 
+def test_the_general_search_filters_counts_and_explains(shoal: Shoal) -> None:
+    page = shoal.search_collection(
+        query="wind generation",
+        filters={"not": {"column": "data_source", "eq": "CAISO"}},
+        facets=["data_source"],
+        highlight=True,
+        explain=True,
+    )
+    first = page["results"][0]
+    assert (page["mode"], page["count"], first["document"]["data_source"]) == ("hybrid", 2, "ENTSOE")
+    assert first["chunks"][0]["snippet"]["spans"]
+    assert first["explain"]["legs"].keys() == {"vector", "keyword"}
+    counts = [(entry["value"], entry["count"]) for entry in page["facets"]["columns"]["data_source"]["values"]]
+    assert counts == [("ENTSOE", 1), ("NYISO", 1)]
+    assert page["freshness"]["wait_token"].isdecimal()
+
+
 def test_filters_dates_and_hash_are_exact(shoal: Shoal) -> None:
     assert [hit["data_source"] for hit in shoal.search(data_source="caiso")["results"]] == ["CAISO"]
     day = shoal.search(start_date="2025-01-19", end_date="2025-01-19")["results"]
@@ -316,6 +333,8 @@ def test_tables_of_a_model_that_can_not_be_had_are_searched_by_keyword_behind_th
             assert (page["query_type"], page["results"][0]["data_source"]) == ("keyword", "ENTSOE")
             assert "key" in page["warnings"][0].lower()
             assert "\n" not in page["warnings"][0]  # our error as it was, not Ray's traceback of it
+            general = client.search_collection(query="wind generation", mode="vector")
+            assert (general["mode"], "key" in general["warnings"][0].lower()) == ("keyword", True)
             with pytest.raises(RefusedError) as refused:
                 client.similar_apis({"endpoint": "/wind"})
             assert refused.value.problem["type"] == "urn:shoal:problem:misconfigured"

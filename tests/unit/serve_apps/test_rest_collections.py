@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import Any, get_args
 
 import pytest
+from fastmcp import Client
 
 from shoal.errors import ConfigurationError, TransientError
+from shoal.mcp.server import build_server
 from shoal.serve_apps.collection_search import Defaults
 from shoal.settings import Settings
 from shoal.store.boosts import DAY_S, Boosts
@@ -100,6 +102,17 @@ async def test_without_an_embedder_it_answers_by_words_and_says_so(
     assert stand.index.requests[0].vector is None
     assert "by keyword" in body["warnings"][0]
     assert body["count"] == 1
+
+
+@pytest.mark.parametrize("mode", ["vector", "hybrid", None])
+async def test_an_agent_is_answered_by_words_too(stand: Any, ranked: Any, mode: str | None) -> None:
+    stand.embedder.error = TransientError("throttled")
+    stand.index.hits = (ranked("hourly load"),)
+    async with Client(build_server(stand.service())) as client:
+        found = await client.call_tool("search_scrapes", {"query": "load", "mode": mode})
+    assert found.structured_content is not None
+    assert (found.structured_content["query_type"], found.structured_content["count"]) == ("keyword", 1)
+    assert "by keyword" in found.structured_content["warnings"][0]
 
 
 async def test_every_answer_tells_how_fresh_it_is(http: Any, stand: Any) -> None:
