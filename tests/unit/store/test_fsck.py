@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from shoal.errors import ConfigurationError
+from shoal.store import fsck_scan
 from shoal.store.fsck import ChunkHead, Code, Coherence, Findings, Head, Repeats, Severity, Subject, repeated
 from shoal.store.fsck_tables import Report, check
 from tests.fixtures import damage
 from tests.fixtures.damage import FIXES, INFINITE, JOBS, METADATA, NAN, VECTORS, ZERO, A
+from tests.fixtures.documents import document
 
 HOUR = timedelta(hours=1)
 
@@ -175,6 +177,24 @@ def test_a_file_is_no_leak_while_it_is_young(place: str) -> None:
     path = Path(place) / f"{VECTORS}.lance" / "data" / "staged-by-the-dead.lance"
     path.touch()
     assert look(place).findings == ()
+
+
+def test_a_batch_that_comes_between_two_tables_is_no_defect(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 1. The check opens the metadata; 2. a whole batch is written; 3. it opens the chunks, which are ahead, and waits.
+    writer = damage.open_writer(place)
+    real, met = fsck_scan._open, []
+
+    def opening(kind: str, *rest: object) -> object:
+        if kind == "vectors" and len(met) < 2:
+            met.append(kind)
+            writer.apply([document(A, 300 + len(met), version=f"v{7 + len(met)}", content=str(met))], (), damage.NOW)
+        return real(kind, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fsck_scan, "_open", opening)
+    report = look(place, settle_s=30)
+    assert report.findings == ()
+    assert len(met) == 2
+    assert damage.fence(place, METADATA)["commit_sequence"] > 5
 
 
 def test_the_check_changes_nothing(place: str) -> None:
