@@ -24,10 +24,10 @@ RECIPROCAL_RANK_CONSTANT = 60  # Cormack, Clarke, Büttcher 2009: dampens the fi
 FEW = 10
 """Hits that are worth something by themselves, whatever their scores."""
 FIRST = 20
-"""Hits over which the decline is read: two pages. At 10 and 30 the figures are much the same, at 5 they are worse."""
+"""Hits over which the decline is read: two pages. At 15 and 30 the figures are much the same."""
 EVEN = 2 / 3
-"""The keyword leg's decline, as a share of the vector leg's, at which both count as the weights say. From 0.6 to 0.75
-the five sets it was judged by agree."""
+"""The keyword leg's decline, as a share of the vector leg's, at which both count as the weights say. Higher, questions
+about pages lose; lower, those in plain words for code do (docs/search-quality.md)."""
 
 
 @dataclass(frozen=True, slots=True)
