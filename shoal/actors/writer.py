@@ -192,6 +192,8 @@ class Writer:
                     await self._maintain()
         except BaseException as error:  # a bug of ours, or a panic in native code, which is no Exception
             log.exception("the writer's loop failed; the next call opens the tables anew")
+            if self._tables is not None:
+                self._tables.close()
             self._loop_task = self._tables = None
             self._fail([*batch, *self._left()], TransientError(f"the writer failed: {type(error).__name__}: {error}"))
 
@@ -225,6 +227,8 @@ class Writer:
         self._last_error = f"{type(error).__name__}: {error}"[:500]
         if isinstance(error, FencedError):
             self._ended = f"FENCED: {error}"
+            if self._tables is not None:
+                self._tables.close()
             calls = [*calls, *self._left()]
         for call in calls:
             if not call.ack.done():

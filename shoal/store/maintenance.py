@@ -116,6 +116,10 @@ class Maintenance:
         """A command was applied; it may be one about indexes."""
         self._keeper.asked()
 
+    def close(self) -> None:
+        """End what goes on beside the writer."""
+        self._keeper.stop()
+
     @property
     def is_building(self) -> bool:
         """Whether a build goes on beside the writer: its end is worth a look every second."""

@@ -247,6 +247,10 @@ class TableWriter:
             self._publish()
         return done
 
+    def close(self) -> None:
+        """Nothing more is written or built by this writer: its tables are another's, or are opened anew."""
+        self._maintenance.close()
+
     @property
     def is_building(self) -> bool:
         """Whether an index is built beside this writer: `maintain` is worth a call each second."""

@@ -30,6 +30,10 @@ class FakeTables:
         self.batches: list[list[str]] = []
         self.durable: list[str] = []
         self.progress: Sequence[Progress] = ()
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def apply(self, batch: Sequence[Writable], progress: Sequence[Progress], now: datetime) -> list[Ack]:
         names = [str(item.document_id) for item in batch if isinstance(item, Deletion)]

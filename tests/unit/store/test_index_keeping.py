@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -187,7 +188,7 @@ def test_a_writer_that_lost_its_tables_ends_its_build(place: str) -> None:
     write_more = [document("prod:ds:99", 99, width=WIDTH)]
     with pytest.raises(FencedError):
         zombie.apply(write_more, (), NOW)
-    del zombie
+    zombie.close()
     deadline = time.monotonic() + HANG_S
     while child.is_running():
         assert time.monotonic() < deadline
@@ -236,7 +237,8 @@ def test_a_build_that_its_writer_did_not_outlive_counts_as_failed_and_is_not_beg
     write(writer, 30, 30)
     child = begin_build(writer)
     assert state(place)["build"]["what"] == "train"
-    del writer  # as a kill does it, this closes the child's life line
+    del writer
+    gc.collect()  # as a kill does it, this closes the child's life line
     deadline = time.monotonic() + HANG_S
     while child.is_running():
         assert time.monotonic() < deadline
