@@ -166,6 +166,7 @@ async def test_a_fenced_writer_tells_everyone_who_waits_and_who_comes(made: Any)
     writer, opened = made(tables, rows_max=2)  # ten callers are five batches: four of them are still queued
     told = await write_all(writer, [str(n) for n in range(10)])
     assert [type(error) for error in told] == [FencedError] * 10
+    assert tables.closed, "nothing is built beside a writer that has lost its tables"
     assert len(tables.batches) == 1, "nothing is tried again"
     assert [type(error) for error in await write_all(writer, ["late"])] == [FencedError]
     assert "FENCED" in (await writer.statistics()).ended
