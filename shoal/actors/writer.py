@@ -192,10 +192,10 @@ class Writer:
                     await self._maintain()
         except BaseException as error:  # a bug of ours, or a panic in native code, which is no Exception
             log.exception("the writer's loop failed; the next call opens the tables anew")
-            if self._tables is not None:
-                self._tables.close()
-            self._loop_task = self._tables = None
+            tables, self._loop_task, self._tables = self._tables, None, None
             self._fail([*batch, *self._left()], TransientError(f"the writer failed: {type(error).__name__}: {error}"))
+            if tables is not None:
+                tables.close()
 
     async def _commit(self, calls: list[_Call]) -> None:
         assert self._tables is not None
@@ -227,12 +227,12 @@ class Writer:
         self._last_error = f"{type(error).__name__}: {error}"[:500]
         if isinstance(error, FencedError):
             self._ended = f"FENCED: {error}"
-            if self._tables is not None:
-                self._tables.close()
             calls = [*calls, *self._left()]
         for call in calls:
             if not call.ack.done():
                 call.ack.set_exception(error)
+        if self._ended and self._tables is not None:
+            self._tables.close()
 
     def _left(self) -> list[_Call]:
         """Everyone who still waits for a commit."""

@@ -95,7 +95,7 @@ class Cluster:
         if name == WRITER:
             return Writer(settings, MODEL, WIDTH)
         if name == EMBEDDER:
-            return Embedder(settings, MODEL)
+            return Embedder(settings, MODEL, WIDTH)
         if name.startswith("fetcher"):
             return Fetcher(name, settings, MODEL, WIDTH)
         return Reader(name, settings, Connection("simulated", CLUSTER), WIDTH)

@@ -149,7 +149,7 @@ def seams(world: World, broker: Broker, storage: Storage, systems: Systems, get_
         },
         stages: {"ray": SimpleNamespace(get_actor=get_actor)},
         fetcher: {"ExtractionPool": Extractor, "ObjectReader": lambda settings: ObjectReader(settings, Store(systems))},
-        embedder: {"EmbeddingCache": lambda *_: Cache(systems), "create_model": lambda *_: Model(systems)},
+        embedder: {"EmbeddingCache": lambda *_: Cache(systems), "create_model": lambda *_, **__: Model(systems)},
         writing: {"FencedTable": SimulatedTable, "Maintenance": SimulatedMaintenance, "Retention": NothingExpires},
         writer: {},
     }

@@ -110,6 +110,7 @@ class SimulatedTable(FencedTable):
         self.fence = self.held.fence
         self.dataset: Any = SimpleNamespace(version=self.held.number)
         self.process = here()
+        self.has_broken_key_index = False
 
     @classmethod
     def open(cls, kind: TableKind, uri: str, options: dict[str, str]) -> FencedTable | None:
@@ -231,6 +232,9 @@ class SimulatedMaintenance:
         self.is_building = False
 
     def asked(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def committed(self, chunks: int) -> None:
