@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from shoal.errors import TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.settings import Settings
 from shoal.store import advice, facets, scanning
@@ -42,6 +43,7 @@ __all__ = ["Freshness", "Hit", "SearchIndex", "SearchPage", "SearchRequest"]
 
 IN_FLIGHT_MAX = 8  # throughput peaks here on two cores and falls by a fifth at 100; the rest queue
 WAIT_S = 5.0  # the longest wait for a commit
+WAITING_MAX = 64  # searches that wait for a commit at once, beside the gate; they share the looks at the tables
 _WAIT_POLL_S = 0.05
 _ATTEMPTS = 3  # readings of one page: another only where the tables moved while it was read
 _VERSIONS_MAX = 1_000  # rows of one hash
@@ -56,6 +58,7 @@ class SearchIndex:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self._waiting = 0
         self._feeds = FeedReader(tables)
         self._recorder: QueryRecorder | None = None
         self._past: Past[SearchIndex] = Past(tables, self._of_the_past)
@@ -111,10 +114,11 @@ class SearchIndex:
         if self._recorder is not None and mode in ("vector", "hybrid") and request.filters is None:
             assert request.vector is not None
             self._recorder.note(request.vector)
+        # Before the gate: a commit that never comes must not hold up those who ask for none.
+        if request.wait_sequence is not None and not await self._wait(request.wait_sequence):
+            warnings.append(f"commit {request.wait_sequence} was not seen within {WAIT_S:g} s: this may be older")
         async with self._gate:
             waited = time.monotonic()
-            if request.wait_sequence is not None and not await self._wait(request.wait_sequence):
-                warnings.append(f"commit {request.wait_sequence} was not seen within {WAIT_S:g} s: this may be older")
             for attempt in range(_ATTEMPTS):
                 view = await self._tables.view()
                 read = time.monotonic()
@@ -247,13 +251,25 @@ class SearchIndex:
         return await rows_among(self._tables, "metadata", "revision", revisions, METADATA_ROW)
 
     async def _wait(self, sequence: int) -> bool:
+        """Whether the commit was seen in time. Raises TransientError where too many wait already."""
         deadline = time.monotonic() + WAIT_S
         view = await self._tables.view()
-        while view.freshness.commit_sequence < sequence:
-            if time.monotonic() >= deadline:
-                return False
-            await asyncio.sleep(_WAIT_POLL_S)
-            view = await self._tables.view(max_age_s=0.0)
+        if view.freshness.commit_sequence >= sequence:
+            return True
+        if self._waiting >= WAITING_MAX:
+            raise TransientError(
+                f"{WAITING_MAX} searches wait for a commit already: ask again in some seconds, or without a wait token",
+                WAIT_S,
+            )
+        self._waiting += 1
+        try:
+            while view.freshness.commit_sequence < sequence:
+                if time.monotonic() >= deadline:
+                    return False
+                await asyncio.sleep(_WAIT_POLL_S)
+                view = await self._tables.view(max_age_s=_WAIT_POLL_S)
+        finally:
+            self._waiting -= 1
         return True
 
     # --- look-ups -----------------------------------------------------------------------------

@@ -586,6 +586,38 @@ async def test_a_commit_that_does_not_come_is_a_warning(
     assert "commit 99" in page.warnings[0]
 
 
+async def test_searches_that_wait_for_a_commit_hold_up_no_others(
+    library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Twice as many as may run wait for a commit that never comes. 2. One that asks for none is answered."""
+    monkeypatch.setattr(search, "WAIT_S", 3_600.0)
+    await library.put("a")
+    never = replace(LIST, wait_sequence=10**17)
+    waiting = [asyncio.create_task(index.search(never)) for _ in range(2 * search.IN_FLIGHT_MAX)]
+    await asyncio.sleep(0)
+    answer = await asyncio.wait_for(index.search(LIST), 60.0)
+    assert ids(answer) == ["a"]
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_no_more_than_a_few_searches_wait_for_a_commit(
+    library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "WAITING_MAX", 2)
+    monkeypatch.setattr(search, "WAIT_S", 0.1)
+    await library.put("a")
+    never = replace(LIST, wait_sequence=99)
+    for _ in range(2):  # who has waited makes room
+        answers = await asyncio.gather(*(index.search(never) for _ in range(4)), return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, TransientError)]
+        assert len(refused) == 2
+        assert "wait for a commit" in str(refused[0])
+    assert ids(await index.search(replace(LIST, wait_sequence=1))) == ["a"]
+
+
 async def test_between_refreshes_a_search_sees_one_state_of_both_tables(library: Library) -> None:
     """1. A reader that refreshes once an hour has seen version 1. 2. Version 2 is written. 3. It still answers
     with version 1, whole: neither nothing nor a mixture. 4. After a refresh it has version 2."""
