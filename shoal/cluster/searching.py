@@ -58,7 +58,7 @@ def _equal(column: str, value: str, kind: str) -> Json:
 
 
 def _value(column: str, text: str, kind: str) -> Any:
-    if kind == "integer":
+    if kind in ("integer", "integer32"):
         try:
             return int(text)
         except ValueError:
