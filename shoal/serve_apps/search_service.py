@@ -26,13 +26,12 @@ from shoal.serve_apps import flow
 from shoal.serve_apps.collection_models import CollectionSearch
 from shoal.serve_apps.collection_search import CollectionSearches, Defaults
 from shoal.serve_apps.commands import Commands
-from shoal.serve_apps.degrading import mode_and_vector
+from shoal.serve_apps.degrading import way_of
 from shoal.serve_apps.freshness import Lag, freshness_of
 from shoal.serve_apps.models import (
     FixPatternsQuery,
     FixReport,
     InvalidParameter,
-    QueryType,
     ScrapeSearch,
     Sha256Query,
     SimilarApisQuery,
@@ -101,23 +100,18 @@ class SearchService:
         asked = ScrapeSearch.read(parameters)
         index = await self._index()
         warnings: list[str] = []
-        mode: QueryType = "sql"
-        vector: Vector | None = None
-        if asked.query:
-            mode, vector = await mode_and_vector(
-                self._vectors, index.model, asked.query, asked.mode or "vector", asked.cursor, warnings
-            )
+        way = await way_of(self._vectors, index.model, asked.query, asked.mode or "vector", asked.cursor, warnings)
         page = await index.search(
             SearchRequest(
                 collection=SCRAPER_COLLECTION,
-                mode=mode,
+                mode=way.mode,
                 query=asked.query,
-                vector=vector,
+                vector=way.vector,
                 filters=_filters(asked),
                 limit=asked.limit,
-                cursor=asked.cursor,
+                cursor=way.cursor,
                 # Who asks for a hash asks whether we have, or had, these bytes.
-                include_superseded=asked.include_superseded or (mode == "sql" and asked.hash is not None),
+                include_superseded=asked.include_superseded or (way.mode == "sql" and asked.hash is not None),
                 explain=asked.explain,
                 fusion=self._defaults.fusion,
                 boosts=self._defaults.boosts,
@@ -129,7 +123,7 @@ class SearchService:
             "results": [_result(hit, explain=asked.explain) for hit in page.hits],
             "count": len(page.hits),
             "query_type": page.mode,
-            "next_cursor": page.next_cursor,
+            "next_cursor": way.marked(page.next_cursor),
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "indexed_through": page.freshness.committed_at,
             "freshness": freshness_of(page, await self._lag.now()),
