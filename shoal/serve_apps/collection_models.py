@@ -52,6 +52,7 @@ class CollectionSearch(Request):
     filters: FilterTree | None = Field(None, description="Conditions that every result meets.")
     limit: int = Field(10, ge=1, le=LIMIT_MAX, description="Documents (not chunks) per page.")
     cursor: str | None = Field(None, max_length=4000, description="`next_cursor` of the page before.")
+    include_superseded: bool = Field(False, description="Older versions of documents too; only without a query.")
     as_of: Text | None = Field(
         None,
         max_length=40,

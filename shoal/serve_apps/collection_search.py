@@ -97,6 +97,7 @@ class CollectionSearches:
                 filters=filters,
                 limit=max(asked.limit, CANDIDATES_MAX) if reranks else asked.limit,
                 cursor=way.cursor,
+                include_superseded=asked.include_superseded,
                 explain=asked.explain,
                 fusion=self._defaults.fusion,
                 boosts=asked.boosts.over(self._defaults.boosts) if asked.boosts else self._defaults.boosts,
