@@ -190,7 +190,7 @@ async def test_how_to_rank_and_what_to_show_reaches_the_store(http: Any, stand: 
 async def test_chunks_snippets_and_facets_are_shown(http: Any, stand: Any, ranked: Any) -> None:
     hit = ranked("hourly load, MW")
     other = {**hit.chunk, "id": "prod:nyiso_load:load.json#3", "chunk_index": 3, "content_summary": "<b>load</b>"}
-    snippets = tuple(snippet(chunk["content_summary"], "load") for chunk in (hit.chunk, other))
+    snippets = tuple(snippet(chunk["content_summary"], ("load",)) for chunk in (hit.chunk, other))
     stand.index.hits = (replace(hit, chunks=(hit.chunk, other), snippets=snippets),)
     stand.index.facets = Facets({"year": Facet(((2025, 2), (2024, 1)), others=1, missing=3)}, 7, exact=False)
     body = (await http.post(SEARCH, json={"query": "load", "facets": ["year"]})).json()
