@@ -55,8 +55,9 @@ T = TypeVar("T")
 class SearchIndex:
     """The search side of one collection."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, *, is_past: bool = False) -> None:
         self._tables = tables
+        self._is_past = is_past
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._waiting = 0
         self._feeds = FeedReader(tables)
@@ -140,12 +141,19 @@ class SearchIndex:
             warnings=(*warnings, *page.warnings),
             timings_ms=timings | page.timings_ms,
             explain=page.explain,
-            unindexed_rows=await self._tables.unindexed_rows(),
+            unindexed_rows=await self._unindexed_rows(),
             facets=page.facets,
         )
 
+    async def _unindexed_rows(self) -> dict[str, int | None]:
+        """Beside an answer that is made already: where it can't be told, the answer goes without."""
+        try:
+            return await self._tables.unindexed_rows()
+        except TransientError:
+            return {}
+
     def _of_the_past(self, tables: Tables) -> SearchIndex:
-        index = SearchIndex(tables)
+        index = SearchIndex(tables, is_past=True)
         index._gate = self._gate  # one bound for all
         return index
 
@@ -245,7 +253,9 @@ class SearchIndex:
         return page, len(hits) == len(listing.revisions)
 
     async def _ranked(self, request: SearchRequest, mode: Mode, view: View) -> tuple[SearchPage, bool]:
-        return await ranked_page(self._tables, request, mode, view, datetime.now(UTC))
+        # What was new then is what a search of then would have found new.
+        then = view.freshness.committed_at if self._is_past else None
+        return await ranked_page(self._tables, request, mode, view, then or datetime.now(UTC))
 
     async def _metadata(self, revisions: list[str]) -> list[Row]:
         return await rows_among(self._tables, "metadata", "revision", revisions, METADATA_ROW)
