@@ -53,6 +53,8 @@ async def test_a_result_has_its_document_its_scores_and_its_best_chunk(http: Any
     ("sent", "parameter"),
     [
         ({"queri": "load"}, "queri"),
+        ({"queri": None}, "queri"),
+        ({"queri": " "}, "queri"),
         ({"query": "load", "mode": "sql"}, "mode"),
         ({"mode": "hybrid"}, "mode"),
         ({"limit": 0}, "limit"),
@@ -160,6 +162,28 @@ async def test_a_slow_status_holds_up_no_answer(http: Any, stand: Any, monkeypat
         assert (await service.collection_search("scraper", {}))["freshness"]["lag_s"] is None
     let.set()
     assert len(reads) == 1
+
+
+async def test_a_facet_that_is_named_twice_is_counted_once(http: Any, stand: Any) -> None:
+    await http.post(SEARCH, json={"facets": ["year", "dataset", "year"]})
+    assert stand.index.requests[0].facets == ("year", "dataset")
+
+
+async def test_pages_by_words_go_on_by_words(http: Any, stand: Any) -> None:
+    stand.embedder.error = TransientError("throttled")
+    stand.index.cursor = "stored"
+    first = (await http.post(SEARCH, json={"query": "load"})).json()
+    stand.embedder.error = None
+    second = (await http.post(SEARCH, json={"query": "load", "cursor": first["next_cursor"]})).json()
+    assert (second["mode"], second["next_cursor"]) == ("keyword", first["next_cursor"])
+    assert "by keyword" in second["warnings"][0]
+    assert stand.index.requests[-1].cursor == "stored"
+
+
+async def test_older_versions_are_listed_where_asked_for(http: Any, stand: Any) -> None:
+    await http.post(SEARCH, json={"include_superseded": True})
+    await http.post(SEARCH, json={})
+    assert [request.include_superseded for request in stand.index.requests] == [True, False]
 
 
 async def test_openapi_names_the_parts_of_a_filter(http: Any) -> None:
