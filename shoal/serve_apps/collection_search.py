@@ -172,6 +172,9 @@ def _facets(facets: Facets) -> dict[str, Any]:
 
 
 def _chunk(row: Mapping[str, Any]) -> dict[str, Any]:
-    text = row.get("content_summary")
-    cut = text if text is None or len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"
-    return {**{name: row.get(name) for name in CHUNK_FIELDS}, "text": cut}
+    return {**{name: row.get(name) for name in CHUNK_FIELDS}, "text": cut(row.get("content_summary"), TEXT_CHARS_MAX)}
+
+
+def cut(text: str | None, chars_max: int) -> str | None:
+    """`text` with at most `chars_max` characters, an ellipsis in place of the rest."""
+    return text if text is None or len(text) <= chars_max else text[: chars_max - 1] + "…"

@@ -24,7 +24,7 @@ from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.redaction import redact_json
 from shoal.serve_apps import flow
 from shoal.serve_apps.collection_models import CollectionSearch
-from shoal.serve_apps.collection_search import CollectionSearches, Defaults
+from shoal.serve_apps.collection_search import CollectionSearches, Defaults, cut
 from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.degrading import way_of
 from shoal.serve_apps.freshness import Lag, freshness_of
@@ -308,7 +308,7 @@ def _result(hit: Hit, *, explain: bool) -> dict[str, Any]:
     result = dict(hit.metadata)
     if hit.chunk is not None:
         result |= {name: hit.chunk.get(name) for name in _CHUNK_FIELDS}
-        result["content_summary"] = _cut(hit.chunk.get("content_summary"))
+        result["content_summary"] = cut(hit.chunk.get("content_summary"), SUMMARY_CHARS_MAX)
         result |= {"score": hit.score, "_distance": hit.distance}
     if explain:
         result["explain"] = hit.explain
@@ -321,13 +321,9 @@ def _similar(hit: Hit) -> dict[str, Any]:
         "data_source": hit.metadata.get("data_source"),
         **{name: chunk.get(name) for name in TRAITS},
         "similarity_score": hit.score if hit.score is not None else 0.0,
-        "content_summary": _cut(chunk.get("content_summary")),
+        "content_summary": cut(chunk.get("content_summary"), SUMMARY_CHARS_MAX),
         **{name: hit.metadata.get(name) for name in ("id", "dataset", "data_type", "title", "source_url", "s3_path")},
     }
-
-
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= SUMMARY_CHARS_MAX else text[: SUMMARY_CHARS_MAX - 1] + "…"
 
 
 def _error_text(error_type: str | None, message: str) -> str:

@@ -26,7 +26,7 @@ from shoal.store.identifiers import Named, named
 from shoal.store.keywords import Keywords, parse_keywords
 from shoal.store.ranked import DEPTHS, IDENTIFIER, LEGS, WEIGHTS, Candidate, Found, Ranking, rank, rows_among
 from shoal.store.reading import Row, Tables, View
-from shoal.store.requests import Hit, Mode, SearchPage, SearchRequest
+from shoal.store.requests import Hit, Mode, SearchPage, SearchRequest, milliseconds
 from shoal.store.schemas import CHUNK_COLUMNS, METADATA_COLUMNS, VECTOR_COLUMNS
 from shoal.store.terms import terms_of
 
@@ -81,7 +81,11 @@ async def ranked_page(
         next_cursor=cursor,
         freshness=view.freshness,
         warnings=tuple(warnings),
-        timings_ms={**ranking.timings_ms, "order": _ms(ordered - started), "chunks": _ms(time.monotonic() - ordered)},
+        timings_ms={
+            **ranking.timings_ms,
+            "order": milliseconds(ordered - started),
+            "chunks": milliseconds(time.monotonic() - ordered),
+        },
         explain=await _plan(tables, ranking, request, vector, text) if request.explain else None,
         facets=_facets(ranking, request.facets) if request.facets else None,
     )
@@ -241,7 +245,3 @@ async def _plan(
         if vector is None
         else await tables.nearest_plan("vectors", vector, ranking.chunk_condition, ranking.depth, narrow=narrow),
     }
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 2)

@@ -34,7 +34,7 @@ from shoal.store.ranked import CHUNKS_MAX, METADATA_ROW, WEIGHTS, rows_among
 from shoal.store.ranked_pages import QUERY_LENGTH_MAX, ranked_page
 from shoal.store.reading import Freshness, Row, Tables, View
 from shoal.store.recall import FILE as RECALL_FILE
-from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError
+from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError, milliseconds
 from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
 from shoal.store.state_files import read_state, write_state
 from shoal.store.tuning import Tunings
@@ -128,10 +128,10 @@ class SearchIndex:
                 if whole or self._tables.generation == view.generation or attempt == _ATTEMPTS - 1:
                     break
         timings = {
-            "queued": _ms(waited - started),
-            "prepare": _ms(read - waited),
-            "read": _ms(time.monotonic() - read),
-            "total": _ms(time.monotonic() - started),
+            "queued": milliseconds(waited - started),
+            "prepare": milliseconds(read - waited),
+            "read": milliseconds(time.monotonic() - read),
+            "total": milliseconds(time.monotonic() - started),
         }
         return SearchPage(
             mode=mode,
@@ -346,7 +346,3 @@ class SearchIndex:
 
 def _served(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in METADATA_COLUMNS}
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 2)
