@@ -104,6 +104,7 @@ class Shoal:
         filters: Body | None = None,
         limit: int = 10,
         cursor: str | None = None,
+        include_superseded: bool = False,
         facets: Sequence[str] = (),
         highlight: bool = False,
         chunks_per_document: int = 1,
@@ -118,9 +119,10 @@ class Shoal:
         took_ms, freshness, warnings, facets?}. `filters` is a tree: {"and": [{"column": "year", "gte": 2024}]}."""
         body = {
             "query": query, "mode": mode, "filters": filters, "limit": limit, "cursor": cursor,
-            "facets": list(facets) or None, "highlight": highlight or None,
-            "chunks_per_document": chunks_per_document, "mmr_lambda": mmr_lambda, "boosts": boosts,
-            "rerank": rerank or None, "as_of": as_of, "wait_token": wait_token, "explain": explain or None,
+            "include_superseded": include_superseded or None, "facets": list(facets) or None,
+            "highlight": highlight or None, "chunks_per_document": chunks_per_document, "mmr_lambda": mmr_lambda,
+            "boosts": boosts, "rerank": rerank or None, "as_of": as_of, "wait_token": wait_token,
+            "explain": explain or None,
         }  # fmt: skip
         given = {field: value for field, value in body.items() if value is not None}
         return self._ask("POST", f"/api/v1/collections/{quote(name, safe='')}/search", json=given)

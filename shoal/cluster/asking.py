@@ -1,4 +1,4 @@
-"""How the command line shows answers: search results, status, explanations, findings."""
+"""How the command line shows answers: status, explanations, findings (search results: searching.py)."""
 
 from __future__ import annotations
 
@@ -9,23 +9,6 @@ from typing import Any
 from shoal.cluster.doctor import Finding
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, out, printable, say
 from shoal.cluster.status_view import health_of, render
-
-RESULT_COLUMNS = ("score", "data_source", "data_type", "dataset", "collected_at", "urn", "what")
-
-
-def show_results(answer: Mapping[str, Any], form: Format) -> None:
-    """A page of search results."""
-    if form is Format.json:
-        emit_json(answer)
-        return
-    rows = [result | {"what": result.get("content_summary") or result.get("title")} for result in answer["results"]]
-    emit_rows(rows, RESULT_COLUMNS if any(row.get("score") for row in rows) else RESULT_COLUMNS[1:])
-    more = ", more with --output json and its next_cursor" if answer.get("next_cursor") else ""
-    say(f"{answer['count']} results ({answer['query_type']}, {answer['took_ms']} ms{more})")
-    if state := answer.get("as_of"):
-        say(f"as of commit {state['commit_sequence']}, {state['committed_at'] or 'before any commit'}")
-    for warning in answer.get("warnings") or ():
-        say(f"note: {warning}")
 
 
 def show_status(answer: Mapping[str, Any], form: Format) -> int:

@@ -111,7 +111,7 @@ def search(
     end: Annotated[str, typer.Option(help="Collected until (a date includes its day).")] = "",
     file_hash: Annotated[str, typer.Option("--hash", help="sha256 of the file.")] = "",
     mode: Annotated[str, typer.Option(help="vector, keyword or hybrid.")] = "",
-    limit: Annotated[int, typer.Option(min=1, max=1000)] = 10,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most 200 of the general search.")] = 10,
     as_of: Annotated[str, typer.Option("--as-of", help="The index as it was at a time (UTC), or at a commit.")] = "",
     filters: Annotated[
         list[str] | None,
@@ -128,7 +128,7 @@ def search(
     With --filter, --facets, --explain or --rerank it is the general search, by meaning and words unless --mode says
     otherwise: `shoal search "wind speed" --filter year=2025 --facets dataset,file_format --explain`.
     """
-    from shoal.cluster.asking import show_results
+    from shoal.cluster.searching import general, show
 
     form = format_of(output)
     asked: dict[str, Any] = {
@@ -137,9 +137,10 @@ def search(
         "as_of": as_of,
     }  # fmt: skip
     if filters or facets or explain or rerank:
-        _search_collection(asked, filters or [], facets, {"explain": explain, "rerank": rerank}, url, form)
+        body = general(asked, filters or [], facets, explain=explain, rerank=rerank)
+        show(_client(url).search_collection(**body), form)
         return
-    show_results(_client(url).search(**{name: value for name, value in asked.items() if value}), form)
+    show(_client(url).search(**{name: value for name, value in asked.items() if value}), form)
 
 
 @app.command()
@@ -239,18 +240,6 @@ app.command()(erase)
 
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")
-
-
-def _search_collection(
-    asked: dict[str, Any], filters: list[str], facets: str, flags: dict[str, bool], url: str, form: Any
-) -> None:
-    from shoal.cluster.searching import show, tree
-    from shoal.store.conditions import FILTERS
-
-    columns = [name.strip() for name in facets.split(",") if name.strip()]
-    plain = {name: asked[name] for name in ("query", "mode", "limit", "as_of") if asked[name]}
-    body = {**plain, "filters": tree(asked, filters, FILTERS), "facets": columns, "highlight": True, **flags}
-    show(_client(url).search_collection(**{name: value for name, value in body.items() if value}), form)
 
 
 def _client(url: str) -> Shoal:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shoal.cluster.output import Format, cell, emit_json, emit_rows, out, printable, say
-from shoal.errors import PermanentError
+from shoal.errors import ConfigurationError
 
 Json = dict[str, Any]
 
@@ -24,8 +24,8 @@ _CONDITION = re.compile(r"\s*(\w+)\s*(>=|<=|!=|=|>|<)\s*(.*?)\s*", re.DOTALL)
 _RANGES = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
 
 
-class UsageError(PermanentError):
-    """An option can't be understood."""
+class UsageError(ConfigurationError):
+    """An option can't be understood: exit code 2."""
 
 
 def condition(text: str, types: Mapping[str, str]) -> Json:
@@ -58,7 +58,7 @@ def _equal(column: str, value: str, kind: str) -> Json:
 
 
 def _value(column: str, text: str, kind: str) -> Any:
-    if kind == "integer":
+    if kind in ("integer", "integer32"):
         try:
             return int(text)
         except ValueError:
@@ -84,13 +84,34 @@ def tree(asked: Mapping[str, str], filters: Sequence[str], types: Mapping[str, s
     return {"and": parts} if parts else None
 
 
+def general(asked: Mapping[str, Any], filters: Sequence[str], facets: str, **flags: bool) -> Json:
+    """What `Shoal.search_collection` takes. `asked`: the plain options, as `Shoal.search` takes them. Raises
+    UsageError."""
+    # Here, since a plain search needs neither and begins sooner without.
+    from shoal.serve_apps.collection_models import LIMIT_MAX
+    from shoal.store.conditions import FILTERS
+
+    if asked["limit"] > LIMIT_MAX:
+        raise UsageError(f"--limit is at most {LIMIT_MAX} with --filter, --facets, --explain or --rerank")
+    body = {
+        **{name: asked[name] for name in ("query", "mode", "limit", "as_of")},
+        "filters": tree(asked, filters, FILTERS),
+        "facets": [name.strip() for name in facets.split(",") if name.strip()],
+        "highlight": True,
+        # Who asks for a hash asks whether we have, or had, these bytes; of a ranking there are no older versions.
+        "include_superseded": bool(asked["hash"]) and not asked["query"],
+        **flags,
+    }
+    return {name: value for name, value in body.items() if value}
+
+
 def show(answer: Mapping[str, Any], form: Format) -> None:
-    """A page of the general search."""
+    """A page of results, of the general search or of that for scrapes."""
     if form is Format.json:
         emit_json(answer)
         return
     results = answer["results"]
-    rows = [{**one["document"], "score": one.get("score"), "what": _what(one)} for one in results]
+    rows = [{**one.get("document", one), "score": one.get("score"), "what": _what(one)} for one in results]
     emit_rows(rows, COLUMNS if any(row["score"] is not None for row in rows) else COLUMNS[1:])
     for rank, one in enumerate(results, start=1):
         if one.get("explain"):
@@ -105,7 +126,10 @@ def show(answer: Mapping[str, Any], form: Format) -> None:
     if timings := answer.get("timings_ms"):
         say("ms: " + ", ".join(f"{name} {value:g}" for name, value in timings.items()))
     more = ", more with --output json and its next_cursor" if answer.get("next_cursor") else ""
-    say(f"{answer['count']} results ({answer['mode']}, {answer['took_ms']} ms{more})")
+    mode = answer.get("mode") or answer["query_type"]
+    say(f"{answer['count']} results ({mode}, {answer['took_ms']} ms{more})")
+    if state := answer.get("as_of"):
+        say(f"as of commit {state['commit_sequence']}, {state['committed_at'] or 'before any commit'}")
     for warning in answer.get("warnings") or ():
         say(f"note: {warning}")
 
@@ -129,5 +153,6 @@ def explained(one: Mapping[str, Any]) -> str:
 def _what(result: Mapping[str, Any]) -> str | None:
     chunk = (result.get("chunks") or [{}])[0]
     snippet = chunk.get("snippet") or {}
-    text: str | None = snippet.get("text") or chunk.get("text") or result["document"].get("title")
+    title = result.get("content_summary") or result.get("document", result).get("title")
+    text: str | None = snippet.get("text") or chunk.get("text") or title
     return text

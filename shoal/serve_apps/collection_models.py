@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from shoal.serve_apps.filter_models import FilterTree
 from shoal.serve_apps.models import InvalidParameter, Request, Text, state_of
@@ -52,6 +52,7 @@ class CollectionSearch(Request):
     filters: FilterTree | None = Field(None, description="Conditions that every result meets.")
     limit: int = Field(10, ge=1, le=LIMIT_MAX, description="Documents (not chunks) per page.")
     cursor: str | None = Field(None, max_length=4000, description="`next_cursor` of the page before.")
+    include_superseded: bool = Field(False, description="Older versions of documents too; only without a query.")
     as_of: Text | None = Field(
         None,
         max_length=40,
@@ -74,6 +75,11 @@ class CollectionSearch(Request):
     wait_token: str | None = Field(
         None, pattern=r"^\d{1,18}$", description="A commit sequence: wait until the index has seen it."
     )
+
+    @field_validator("facets")
+    @classmethod
+    def _each_facet_once(cls, facets: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(facets))
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -13,11 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from shoal.records import Vector
 from shoal.serve_apps.collection_models import CollectionSearch
-from shoal.serve_apps.degrading import mode_and_vector
+from shoal.serve_apps.degrading import way_of
 from shoal.serve_apps.freshness import Lag, freshness_of
-from shoal.serve_apps.models import QueryType, state_of
+from shoal.serve_apps.models import state_of
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.serve_apps.reranking import CANDIDATES_MAX, Reranker, SkippedError
 from shoal.settings import Settings
@@ -85,24 +84,20 @@ class CollectionSearches:
             check(filters, FILTERS)  # before anything is paid for the question's vector
         index = await self._index()
         warnings: list[str] = []
-        mode: QueryType = "sql"
-        vector: Vector | None = None
-        if asked.query:
-            mode, vector = await mode_and_vector(
-                self._vectors, index.model, asked.query, asked.mode or "hybrid", asked.cursor, warnings
-            )
+        way = await way_of(self._vectors, index.model, asked.query, asked.mode or "hybrid", asked.cursor, warnings)
         reranks = asked.rerank and self._reranker is not None
         if asked.rerank and not reranks:
             warnings.append("no reranker is configured (rerank_url): these results are not reranked")
         page = await index.search(
             SearchRequest(
                 collection=name,
-                mode=mode,
+                mode=way.mode,
                 query=asked.query,
-                vector=vector,
+                vector=way.vector,
                 filters=filters,
                 limit=max(asked.limit, CANDIDATES_MAX) if reranks else asked.limit,
-                cursor=asked.cursor,
+                cursor=way.cursor,
+                include_superseded=asked.include_superseded,
                 explain=asked.explain,
                 fusion=self._defaults.fusion,
                 boosts=asked.boosts.over(self._defaults.boosts) if asked.boosts else self._defaults.boosts,
@@ -124,7 +119,7 @@ class CollectionSearches:
             "results": [_result(hit, explain=asked.explain) for hit in hits],
             "count": len(hits),
             "mode": page.mode,
-            "next_cursor": None if reranks else page.next_cursor,
+            "next_cursor": None if reranks else way.marked(page.next_cursor),
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "freshness": freshness_of(page, await self._lag.now()),
             "warnings": [*warnings, *page.warnings],
@@ -177,6 +172,9 @@ def _facets(facets: Facets) -> dict[str, Any]:
 
 
 def _chunk(row: Mapping[str, Any]) -> dict[str, Any]:
-    text = row.get("content_summary")
-    cut = text if text is None or len(text) <= TEXT_CHARS_MAX else text[: TEXT_CHARS_MAX - 1] + "…"
-    return {**{name: row.get(name) for name in CHUNK_FIELDS}, "text": cut}
+    return {**{name: row.get(name) for name in CHUNK_FIELDS}, "text": cut(row.get("content_summary"), TEXT_CHARS_MAX)}
+
+
+def cut(text: str | None, chars_max: int) -> str | None:
+    """`text` with at most `chars_max` characters, an ellipsis in place of the rest."""
+    return text if text is None or len(text) <= chars_max else text[: chars_max - 1] + "…"

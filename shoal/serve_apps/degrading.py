@@ -1,28 +1,59 @@
 """A search goes on without its embedder: by words, and saying so.
 
 The one place where REST, MCP and the command line (all by way of the service) turn a question into the mode that
-it will be answered by. A further page is the exception: words would order it differently than the page before.
+it will be answered by. Pages keep to one ranking: the cursor of a page by words says so, and the next page is by words
+too, whether the embedder is back or not; a page behind one by meaning fails while the embedder is away.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from shoal.errors import ConfigurationError, TransientError
 from shoal.records import Vector
 from shoal.serve_apps.models import QueryType
 from shoal.serve_apps.query_vectors import QueryVectors
 
+_BY_WORDS = "keyword."
+"""What such a cursor begins with; the dot is in no cursor of the store."""
 
-async def mode_and_vector(
-    vectors: QueryVectors, model: str, query: str, mode: QueryType, cursor: str | None, warnings: list[str]
-) -> tuple[QueryType, Vector | None]:
-    """`mode` with the vector it needs, or keyword with a warning. Raises TransientError | ConfigurationError where
-    `cursor` goes on with a ranking by meaning; PermanentError where the text itself can't be embedded."""
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a question is answered. `cursor`: the store's; `degraded`: by words, although asked by meaning."""
+
+    mode: QueryType
+    vector: Vector | None = None
+    cursor: str | None = None
+    degraded: bool = False
+
+    def marked(self, cursor: str | None) -> str | None:
+        """The store's next `cursor` as the caller gets it."""
+        return _BY_WORDS + cursor if cursor and self.degraded else cursor
+
+
+async def way_of(
+    vectors: QueryVectors, model: str, query: str | None, mode: QueryType, cursor: str | None, warnings: list[str]
+) -> Way:
+    """`mode` with the vector it needs, or keyword with a warning; without a query a listing. Raises TransientError |
+    ConfigurationError where `cursor` goes on with a ranking by meaning; PermanentError where the text itself can't be
+    embedded."""
+    by_words = cursor is not None and cursor.startswith(_BY_WORDS)
+    if cursor is not None:
+        cursor = cursor.removeprefix(_BY_WORDS)
+    if not query:
+        return Way("sql", cursor=cursor)
     if mode not in ("vector", "hybrid"):
-        return mode, None
+        return Way(mode, cursor=cursor)
+    if by_words:
+        warnings.append(
+            "these results are by keyword, as the page before them; start again without the cursor for others"
+        )
+        return Way("keyword", cursor=cursor, degraded=True)
     try:
-        return mode, await vectors.of(model, query)
+        return Way(mode, await vectors.of(model, query), cursor)
     except (TransientError, ConfigurationError) as error:  # the embedder's fault, not the question's
         if cursor:
             raise
-        warnings.append(f"{error}: these results are by keyword; page on with mode=keyword")
-        return "keyword", None
+        warnings.append(f"{error}: these results are by keyword, and so are their further pages")
+        return Way("keyword", degraded=True)

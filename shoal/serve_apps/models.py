@@ -37,6 +37,10 @@ def _no_control_characters(value: object) -> object:
     return value
 
 
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 Text = Annotated[str, BeforeValidator(_no_control_characters)]
 Name = Annotated[Text, StringConstraints(max_length=200, strip_whitespace=True)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True, strip_whitespace=True)]
@@ -52,7 +56,8 @@ class Request(BaseModel):
     def _empty_is_absent(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {k: v for k, v in values.items() if v is not None and not (isinstance(v, str) and not v.strip())}
+        # Only of what we know: an unknown name stays, to be refused or ignored as such.
+        return {k: v for k, v in values.items() if k not in cls.model_fields or not _is_empty(v)}
 
     @classmethod
     def read(cls, values: Mapping[str, object] | Self) -> Self:

@@ -79,7 +79,8 @@ class Reranker:
             raise self._failed(f"the reranker did not answer within {self._deadline_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise self._failed(f"the reranker can't be asked ({type(error).__name__})") from None
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        # Numbers beyond a float overflow; what is nested thousands deep exhausts the parser.
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError):
             raise self._failed("the reranker's answer could not be read; check rerank_form") from None
         self._failures = 0
         return scores

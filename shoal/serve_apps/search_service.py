@@ -24,15 +24,14 @@ from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.redaction import redact_json
 from shoal.serve_apps import flow
 from shoal.serve_apps.collection_models import CollectionSearch
-from shoal.serve_apps.collection_search import CollectionSearches, Defaults
+from shoal.serve_apps.collection_search import CollectionSearches, Defaults, cut
 from shoal.serve_apps.commands import Commands
-from shoal.serve_apps.degrading import mode_and_vector
+from shoal.serve_apps.degrading import way_of
 from shoal.serve_apps.freshness import Lag, freshness_of
 from shoal.serve_apps.models import (
     FixPatternsQuery,
     FixReport,
     InvalidParameter,
-    QueryType,
     ScrapeSearch,
     Sha256Query,
     SimilarApisQuery,
@@ -101,23 +100,18 @@ class SearchService:
         asked = ScrapeSearch.read(parameters)
         index = await self._index()
         warnings: list[str] = []
-        mode: QueryType = "sql"
-        vector: Vector | None = None
-        if asked.query:
-            mode, vector = await mode_and_vector(
-                self._vectors, index.model, asked.query, asked.mode or "vector", asked.cursor, warnings
-            )
+        way = await way_of(self._vectors, index.model, asked.query, asked.mode or "vector", asked.cursor, warnings)
         page = await index.search(
             SearchRequest(
                 collection=SCRAPER_COLLECTION,
-                mode=mode,
+                mode=way.mode,
                 query=asked.query,
-                vector=vector,
+                vector=way.vector,
                 filters=_filters(asked),
                 limit=asked.limit,
-                cursor=asked.cursor,
+                cursor=way.cursor,
                 # Who asks for a hash asks whether we have, or had, these bytes.
-                include_superseded=asked.include_superseded or (mode == "sql" and asked.hash is not None),
+                include_superseded=asked.include_superseded or (way.mode == "sql" and asked.hash is not None),
                 explain=asked.explain,
                 fusion=self._defaults.fusion,
                 boosts=self._defaults.boosts,
@@ -129,7 +123,7 @@ class SearchService:
             "results": [_result(hit, explain=asked.explain) for hit in page.hits],
             "count": len(page.hits),
             "query_type": page.mode,
-            "next_cursor": page.next_cursor,
+            "next_cursor": way.marked(page.next_cursor),
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "indexed_through": page.freshness.committed_at,
             "freshness": freshness_of(page, await self._lag.now()),
@@ -314,7 +308,7 @@ def _result(hit: Hit, *, explain: bool) -> dict[str, Any]:
     result = dict(hit.metadata)
     if hit.chunk is not None:
         result |= {name: hit.chunk.get(name) for name in _CHUNK_FIELDS}
-        result["content_summary"] = _cut(hit.chunk.get("content_summary"))
+        result["content_summary"] = cut(hit.chunk.get("content_summary"), SUMMARY_CHARS_MAX)
         result |= {"score": hit.score, "_distance": hit.distance}
     if explain:
         result["explain"] = hit.explain
@@ -327,13 +321,9 @@ def _similar(hit: Hit) -> dict[str, Any]:
         "data_source": hit.metadata.get("data_source"),
         **{name: chunk.get(name) for name in TRAITS},
         "similarity_score": hit.score if hit.score is not None else 0.0,
-        "content_summary": _cut(chunk.get("content_summary")),
+        "content_summary": cut(chunk.get("content_summary"), SUMMARY_CHARS_MAX),
         **{name: hit.metadata.get(name) for name in ("id", "dataset", "data_type", "title", "source_url", "s3_path")},
     }
-
-
-def _cut(text: str | None) -> str | None:
-    return text if text is None or len(text) <= SUMMARY_CHARS_MAX else text[: SUMMARY_CHARS_MAX - 1] + "…"
 
 
 def _error_text(error_type: str | None, message: str) -> str:

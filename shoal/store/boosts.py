@@ -17,6 +17,7 @@ from shoal.store.terms import share
 
 WEIGHT_MAX = 10.0  # at 10 the boost decides alone: a match counts for an eleventh
 DAY_S = 86_400.0
+_TITLE_CHARS_MAX = 1_000  # what is looked at of one; publishers' titles are under 200, but may be anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def boosted(match: float, row: Mapping[str, Any], terms: tuple[str, ...], boosts
             "weight": boosts.recency,
         }
     if boosts.title > 0:
-        values["title"] = {"value": share(row.get("title") or "", terms), "weight": boosts.title}
+        values["title"] = {"value": share((row.get("title") or "")[:_TITLE_CHARS_MAX], terms), "weight": boosts.title}
     total = sum(one["weight"] for one in values.values())
     has = sum(one["weight"] * one["value"] for one in values.values())
     return Boosted(min(1.0, match * (1.0 + has) / (1.0 + total)), values)

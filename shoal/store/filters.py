@@ -22,12 +22,17 @@ import pyarrow as pa
 from shoal.errors import PermanentError
 
 TEXT_LENGTH_MAX = 4_000  # characters of one value: above any id, URL or S3 key (1,024 bytes)
-VALUES_MAX = 1_000  # values of one In; the SQL of more is slower to plan than to run
+VALUES_MAX = 1_000  # values of all In of one tree; the SQL of more is slower to plan than to run
 NODES_MAX = 200  # nodes of one tree
 DEPTH_MAX = 16  # nesting; Lance's parser recurses, and hundreds of levels would end the process
 _INTEGER_MAX = 2**63 - 1
 
-ColumnType = Literal["text", "integer", "boolean", "time"]
+ColumnType = Literal["text", "integer", "integer32", "boolean", "time"]
+INTEGERS: Mapping[ColumnType, tuple[int, int]] = {
+    "integer": (-(2**63), _INTEGER_MAX),
+    "integer32": (-(2**31), 2**31 - 1),
+}
+"""What columns of numbers can hold. Lance fails where a number of the SQL does not fit its column."""
 Columns = Mapping[str, ColumnType]
 Scalar = str | int | bool | datetime
 
@@ -107,7 +112,7 @@ def column_types(schema: pa.Schema) -> dict[str, ColumnType]:
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
             types[field.name] = "text"
         elif pa.types.is_integer(field.type):
-            types[field.name] = "integer"
+            types[field.name] = "integer" if field.type.bit_width > 32 else "integer32"
         elif pa.types.is_boolean(field.type):
             types[field.name] = "boolean"
         elif pa.types.is_timestamp(field.type):
@@ -123,6 +128,7 @@ def to_sql(tree: Filter, columns: Columns) -> str:
 
 def check(tree: Filter, columns: Columns) -> None:
     """Raises FilterError where `tree` is too large or does not fit `columns`."""
+    listed = 0
     for nodes, (node, depth) in enumerate(_walk(tree), start=1):
         if nodes > NODES_MAX:
             raise FilterError(f"the filter has more than {NODES_MAX} conditions; ask for fewer")
@@ -133,8 +139,9 @@ def check(tree: Filter, columns: Columns) -> None:
                 _literal(column, value, columns)
             case In(column, values):
                 _type(column, columns)
-                if len(values) > VALUES_MAX:
-                    raise FilterError(f"{column}: more than {VALUES_MAX} values; ask in parts")
+                listed += len(values)
+                if listed > VALUES_MAX:
+                    raise FilterError(f"{column}: with it the filter lists more than {VALUES_MAX} values; ask in parts")
                 for value in values:
                     _literal(column, value, columns)
             case Range(column, low, high):
@@ -223,7 +230,7 @@ def _literal(column: str, value: Scalar, columns: Columns) -> str:
         if "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
             raise FilterError(f"{column}: the value holds a character that no text can hold")
         return "'" + value.replace("'", "''") + "'"
-    if kind == "integer" and isinstance(value, int) and not isinstance(value, bool):
+    if kind in INTEGERS and isinstance(value, int) and not isinstance(value, bool):
         if abs(value) > _INTEGER_MAX:
             raise FilterError(f"{column}: the number does not fit 64 bits")
         return str(int(value))
@@ -239,14 +246,30 @@ def _literal(column: str, value: Scalar, columns: Columns) -> str:
     raise FilterError(f"{column} is compared with {kind}, not with {type(value).__name__}")
 
 
+def _beyond(column: str, value: Scalar, columns: Columns) -> int:
+    """-1 where `value` is below all that the column can hold, 1 where above, else 0."""
+    if isinstance(value, int) and (bounds := INTEGERS.get(columns[column])):
+        return (value > bounds[1]) - (value < bounds[0])
+    return 0
+
+
 def _sql(tree: Filter, columns: Columns) -> str:
     match tree:
         case Equals(column, value):
-            return f"{column} = {_literal(column, value, columns)}"
+            return "false" if _beyond(column, value, columns) else f"{column} = {_literal(column, value, columns)}"
         case In(column, values):
-            listed = ", ".join(_literal(column, value, columns) for value in values)
-            return f"{column} in ({listed})" if values else "false"
+            fitting = [value for value in values if not _beyond(column, value, columns)]
+            listed = ", ".join(_literal(column, value, columns) for value in fitting)
+            return f"{column} in ({listed})" if fitting else "false"
         case Range(column, low, high, low_inclusive, high_inclusive):
+            below = 0 if low is None else _beyond(column, low, columns)
+            above = 0 if high is None else _beyond(column, high, columns)
+            if below > 0 or above < 0:
+                return "false"
+            # An end beyond what the column can hold bounds nothing; yet no range holds a null.
+            low, high = (None if below else low), (None if above else high)
+            if low is None and high is None:
+                return f"{column} is not null"
             ends = []
             if low is not None:
                 ends.append(f"{column} {'>=' if low_inclusive else '>'} {_literal(column, low, columns)}")

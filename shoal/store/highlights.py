@@ -8,10 +8,11 @@ markup: whoever shows it escapes it, so indexed text can't inject any. Pure.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.store.terms import Place, places, terms_of
+from shoal.store.terms import Place, places
 
 SNIPPET_CHARS_MAX = 300  # two or three lines on a screen, some 75 tokens for an agent
 _TEXT_CHARS_MAX = 50_000  # what is looked at of one chunk; chunks are some 2,000
@@ -32,10 +33,10 @@ class Snippet:
         return {"text": self.text, "start": self.start, "spans": [list(span) for span in self.spans]}
 
 
-def snippet(text: str, query: str, chars_max: int = SNIPPET_CHARS_MAX) -> Snippet:
-    """The best passage of `text` for `query`, at most `chars_max` long."""
+def snippet(text: str, terms: tuple[str, ...], chars_max: int = SNIPPET_CHARS_MAX) -> Snippet:
+    """The best passage of `text` for a question's `terms` (terms.py), at most `chars_max` long."""
     text = text[:_TEXT_CHARS_MAX]
-    found = places(text, terms_of(query))
+    found = places(text, terms)
     first, last = _densest(found, chars_max)
     start = _beginning(text, found[first].start, chars_max) if found else _skip_space(text, 0)
     end = min(len(text), start + chars_max)
@@ -54,14 +55,17 @@ def _densest(found: list[Place], chars_max: int) -> tuple[int, int]:
     best, answer = (0, 0), (0, 0)
     room = chars_max - min(_LEAD_CHARS_MAX, chars_max // 4)
     behind = 0
+    seen: Counter[int] = Counter()  # terms of first..behind, which slides along: linear in the places
     for first, place in enumerate(found):
-        behind = max(behind, first + 1)
-        while behind < len(found) and found[behind].end - place.start <= room:
+        while behind < len(found) and (behind == first or found[behind].end - place.start <= room):
+            seen[found[behind].term] += 1
             behind += 1
-        seen = found[first:behind]
-        value = (len({one.term for one in seen}), len(seen))
+        value = (len(seen), behind - first)
         if value > best:
             best, answer = value, (first, behind - 1)
+        seen[place.term] -= 1
+        if not seen[place.term]:
+            del seen[place.term]
     return answer
 
 

@@ -82,6 +82,7 @@ class PinnedTables(Tables):
             version = self._state.metadata if kind == "metadata" else self._state.vectors
             table = await _guarded(self._connection.open_table, self._names[kind])
             await _guarded(lambda opened: opened.checkout(version), table)
+            self._lacking.look(kind, await _guarded(lambda opened: opened.schema(), table))
             self._handles.setdefault(kind, table)
         return self._handles[kind]
 

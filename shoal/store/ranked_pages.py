@@ -8,6 +8,7 @@ and reads only through `Tables`.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,12 +21,12 @@ from shoal.records import Vector
 from shoal.store import diversity, facets
 from shoal.store.boosts import boosted
 from shoal.store.cursors import OFFSET_MAX, CursorError, OffsetCursor, decode, encode, fingerprint
-from shoal.store.highlights import snippet
+from shoal.store.highlights import Snippet, snippet
 from shoal.store.identifiers import Named, named
 from shoal.store.keywords import Keywords, parse_keywords
 from shoal.store.ranked import DEPTHS, IDENTIFIER, LEGS, WEIGHTS, Candidate, Found, Ranking, rank, rows_among
 from shoal.store.reading import Row, Tables, View
-from shoal.store.requests import Hit, Mode, SearchPage, SearchRequest
+from shoal.store.requests import Hit, Mode, SearchPage, SearchRequest, milliseconds
 from shoal.store.schemas import CHUNK_COLUMNS, METADATA_COLUMNS, VECTOR_COLUMNS
 from shoal.store.terms import terms_of
 
@@ -80,7 +81,11 @@ async def ranked_page(
         next_cursor=cursor,
         freshness=view.freshness,
         warnings=tuple(warnings),
-        timings_ms={**ranking.timings_ms, "order": _ms(ordered - started), "chunks": _ms(time.monotonic() - ordered)},
+        timings_ms={
+            **ranking.timings_ms,
+            "order": milliseconds(ordered - started),
+            "chunks": milliseconds(time.monotonic() - ordered),
+        },
         explain=await _plan(tables, ranking, request, vector, text) if request.explain else None,
         facets=_facets(ranking, request.facets) if request.facets else None,
     )
@@ -95,15 +100,11 @@ def _fingerprint(request: SearchRequest, mode: Mode, vector: Vector | None) -> s
 
 
 async def _ordered(tables: Tables, ranking: Ranking, request: SearchRequest, now: datetime) -> list[_Placed]:
-    terms = terms_of(request.query or "") if request.boosts.title else ()
-    placed = []
-    for one, row in ranking.documents:
-        with_boosts = boosted(one.score, row, terms, request.boosts, now)
-        notes = {"boosts": with_boosts.values} if with_boosts.values else {}
-        placed.append(_Placed(one, row, with_boosts.score, notes))
+    placed = [_Placed(one, row, one.score, {}) for one, row in ranking.documents]
     pool = sum(one.candidate.tier == 0 for one in placed[:POOL_MAX])
     if request.boosts.reorders:
-        front = sorted(placed[:pool], key=lambda one: -one.score)  # stable: equals keep their order
+        # On a thread: hundreds of titles are too long for the loop that also answers others.
+        front = await asyncio.to_thread(_boosted, placed[:pool], request, now)
         placed = [*front, *placed[pool:]]
     if request.mmr_lambda is not None:
         placed = await _spread(tables, placed, min(pool, diversity.CANDIDATES_MAX), request.mmr_lambda)
@@ -116,6 +117,16 @@ async def _ordered(tables: Tables, ranking: Ranking, request: SearchRequest, now
             bound = min(bound, document.score)
             placed[at] = replace(document, score=bound)
     return placed
+
+
+def _boosted(pool: Sequence[_Placed], request: SearchRequest, now: datetime) -> list[_Placed]:
+    """`pool` by boosted score."""
+    terms = terms_of(request.query or "") if request.boosts.title else ()
+    placed = []
+    for one in pool:
+        with_boosts = boosted(one.score, one.row, terms, request.boosts, now)
+        placed.append(replace(one, score=with_boosts.score, notes={"boosts": with_boosts.values}))
+    return sorted(placed, key=lambda one: -one.score)  # stable: equals keep their order
 
 
 async def _spread(tables: Tables, placed: Sequence[_Placed], count: int, mmr_lambda: float) -> list[_Placed]:
@@ -154,6 +165,9 @@ async def _hits(tables: Tables, request: SearchRequest, shown: Sequence[_Placed]
     wanted = [one.candidate.chunk_ids(request.chunks_per_document) for one in shown]
     ids = {chunk for chunks in wanted for chunk in chunks}
     found = {row["id"]: row for row in await rows_among(tables, "vectors", "id", ids, CHUNK_COLUMNS)}
+    snippets: Mapping[str, Snippet] = {}
+    if request.highlight:  # on a thread, like the boosts
+        snippets = await asyncio.to_thread(_snippets, found, request.query or "")
     hits = []
     for rank_of, (one, names) in enumerate(zip(shown, wanted, strict=True), start=offset + 1):
         chunks = tuple(found[name] for name in names if name in found)
@@ -168,12 +182,16 @@ async def _hits(tables: Tables, request: SearchRequest, shown: Sequence[_Placed]
                 distance=near.raw if near else None,
                 explain=_explained(one, rank_of, request) if request.explain else None,
                 chunks=chunks,
-                snippets=tuple(snippet(chunk["content_summary"] or "", request.query or "") for chunk in chunks)
-                if request.highlight
-                else (),
+                snippets=tuple(snippets[chunk["id"]] for chunk in chunks) if request.highlight else (),
             )
         )
     return tuple(hits)
+
+
+def _snippets(chunks: Mapping[str, Row], query: str) -> dict[str, Snippet]:
+    """A snippet of each chunk, by its id."""
+    terms = terms_of(query)
+    return {name: snippet(chunk["content_summary"] or "", terms) for name, chunk in chunks.items()}
 
 
 def _explained(placed: _Placed, rank_of: int, request: SearchRequest) -> dict[str, Any]:
@@ -227,7 +245,3 @@ async def _plan(
         if vector is None
         else await tables.nearest_plan("vectors", vector, ranking.chunk_condition, ranking.depth, narrow=narrow),
     }
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 2)

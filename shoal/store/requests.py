@@ -104,3 +104,8 @@ class SearchPage:
     as_of: AsOf | None = None
     unindexed_rows: dict[str, int | None] = field(default_factory=dict)
     facets: Facets | None = None
+
+
+def milliseconds(seconds: float) -> float:
+    """As `timings_ms` shows them."""
+    return round(seconds * 1000, 2)

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from shoal.errors import TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.settings import Settings
 from shoal.store import advice, facets, scanning
@@ -33,7 +34,7 @@ from shoal.store.ranked import CHUNKS_MAX, METADATA_ROW, WEIGHTS, rows_among
 from shoal.store.ranked_pages import QUERY_LENGTH_MAX, ranked_page
 from shoal.store.reading import Freshness, Row, Tables, View
 from shoal.store.recall import FILE as RECALL_FILE
-from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError
+from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError, milliseconds
 from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
 from shoal.store.state_files import read_state, write_state
 from shoal.store.tuning import Tunings
@@ -42,6 +43,7 @@ __all__ = ["Freshness", "Hit", "SearchIndex", "SearchPage", "SearchRequest"]
 
 IN_FLIGHT_MAX = 8  # throughput peaks here on two cores and falls by a fifth at 100; the rest queue
 WAIT_S = 5.0  # the longest wait for a commit
+WAITING_MAX = 64  # searches that wait for a commit at once, beside the gate; they share the looks at the tables
 _WAIT_POLL_S = 0.05
 _ATTEMPTS = 3  # readings of one page: another only where the tables moved while it was read
 _VERSIONS_MAX = 1_000  # rows of one hash
@@ -53,9 +55,11 @@ T = TypeVar("T")
 class SearchIndex:
     """The search side of one collection."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, *, is_past: bool = False) -> None:
         self._tables = tables
+        self._is_past = is_past
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
+        self._waiting = 0
         self._feeds = FeedReader(tables)
         self._recorder: QueryRecorder | None = None
         self._past: Past[SearchIndex] = Past(tables, self._of_the_past)
@@ -111,10 +115,11 @@ class SearchIndex:
         if self._recorder is not None and mode in ("vector", "hybrid") and request.filters is None:
             assert request.vector is not None
             self._recorder.note(request.vector)
+        # Before the gate: a commit that never comes must not hold up those who ask for none.
+        if request.wait_sequence is not None and not await self._wait(request.wait_sequence):
+            warnings.append(f"commit {request.wait_sequence} was not seen within {WAIT_S:g} s: this may be older")
         async with self._gate:
             waited = time.monotonic()
-            if request.wait_sequence is not None and not await self._wait(request.wait_sequence):
-                warnings.append(f"commit {request.wait_sequence} was not seen within {WAIT_S:g} s: this may be older")
             for attempt in range(_ATTEMPTS):
                 view = await self._tables.view()
                 read = time.monotonic()
@@ -123,10 +128,10 @@ class SearchIndex:
                 if whole or self._tables.generation == view.generation or attempt == _ATTEMPTS - 1:
                     break
         timings = {
-            "queued": _ms(waited - started),
-            "prepare": _ms(read - waited),
-            "read": _ms(time.monotonic() - read),
-            "total": _ms(time.monotonic() - started),
+            "queued": milliseconds(waited - started),
+            "prepare": milliseconds(read - waited),
+            "read": milliseconds(time.monotonic() - read),
+            "total": milliseconds(time.monotonic() - started),
         }
         return SearchPage(
             mode=mode,
@@ -136,12 +141,19 @@ class SearchIndex:
             warnings=(*warnings, *page.warnings),
             timings_ms=timings | page.timings_ms,
             explain=page.explain,
-            unindexed_rows=await self._tables.unindexed_rows(),
+            unindexed_rows=await self._unindexed_rows(),
             facets=page.facets,
         )
 
+    async def _unindexed_rows(self) -> dict[str, int | None]:
+        """Beside an answer that is made already: where it can't be told, the answer goes without."""
+        try:
+            return await self._tables.unindexed_rows()
+        except TransientError:
+            return {}
+
     def _of_the_past(self, tables: Tables) -> SearchIndex:
-        index = SearchIndex(tables)
+        index = SearchIndex(tables, is_past=True)
         index._gate = self._gate  # one bound for all
         return index
 
@@ -241,19 +253,33 @@ class SearchIndex:
         return page, len(hits) == len(listing.revisions)
 
     async def _ranked(self, request: SearchRequest, mode: Mode, view: View) -> tuple[SearchPage, bool]:
-        return await ranked_page(self._tables, request, mode, view, datetime.now(UTC))
+        # What was new then is what a search of then would have found new.
+        then = view.freshness.committed_at if self._is_past else None
+        return await ranked_page(self._tables, request, mode, view, then or datetime.now(UTC))
 
     async def _metadata(self, revisions: list[str]) -> list[Row]:
         return await rows_among(self._tables, "metadata", "revision", revisions, METADATA_ROW)
 
     async def _wait(self, sequence: int) -> bool:
+        """Whether the commit was seen in time. Raises TransientError where too many wait already."""
         deadline = time.monotonic() + WAIT_S
         view = await self._tables.view()
-        while view.freshness.commit_sequence < sequence:
-            if time.monotonic() >= deadline:
-                return False
-            await asyncio.sleep(_WAIT_POLL_S)
-            view = await self._tables.view(max_age_s=0.0)
+        if view.freshness.commit_sequence >= sequence:
+            return True
+        if self._waiting >= WAITING_MAX:
+            raise TransientError(
+                f"{WAITING_MAX} searches wait for a commit already: ask again in some seconds, or without a wait token",
+                WAIT_S,
+            )
+        self._waiting += 1
+        try:
+            while view.freshness.commit_sequence < sequence:
+                if time.monotonic() >= deadline:
+                    return False
+                await asyncio.sleep(_WAIT_POLL_S)
+                view = await self._tables.view(max_age_s=_WAIT_POLL_S)
+        finally:
+            self._waiting -= 1
         return True
 
     # --- look-ups -----------------------------------------------------------------------------
@@ -320,7 +346,3 @@ class SearchIndex:
 
 def _served(row: Row) -> dict[str, Any]:
     return {name: row[name] for name in METADATA_COLUMNS}
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1000, 2)

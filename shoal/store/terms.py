@@ -47,25 +47,37 @@ def terms_of(query: str) -> tuple[str, ...]:
 
 def places(text: str, terms: tuple[str, ...]) -> list[Place]:
     """Every match of `terms` in `text`, in order; none overlap."""
-    roots = [_root(term) for term in terms]
+    sought = [(term, _root(term)) for term in terms]
+    known: dict[str, Place | None] = {}  # of each word the match in it: texts repeat themselves
     found: list[Place] = []
-    for word in _WORD.finditer(text):
-        folded = fold(word.group())
-        for number, (term, root) in enumerate(zip(terms, roots, strict=True)):
-            if term >= _UNSPACED and (at := word.group().find(term)) >= 0:
-                found.append(Place(word.start() + at, word.start() + at + len(term), number))
-                break
-            if folded == term or (
-                len(root) >= _ROOT_MIN and folded.startswith(root) and len(folded) - len(root) <= _ENDING_MAX
-            ):
-                found.append(Place(word.start(), word.end(), number))
-                break
+    for match in _WORD.finditer(text):
+        word, start = match.group(), match.start()
+        if word not in known:
+            folded = fold(word)
+            inside = (_inside(word, folded, *one, number) for number, one in enumerate(sought))
+            known[word] = next((place for place in inside if place), None)
+        if place := known[word]:
+            found.append(Place(start + place.start, start + place.end, place.term))
     return found
 
 
 def share(text: str, terms: tuple[str, ...]) -> float:
     """How many of `terms` occur in `text`, 0..1."""
-    return sum(bool(places(text, (term,))) for term in terms) / len(terms) if terms else 0.0
+    left = [(term, _root(term)) for term in terms]
+    for word in dict.fromkeys(_WORD.findall(text)):
+        if not left:
+            break
+        folded = fold(word)
+        left = [one for one in left if not _inside(word, folded, *one)]
+    return 1.0 - len(left) / len(terms) if terms else 0.0
+
+
+def _inside(word: str, folded: str, term: str, root: str, number: int = 0) -> Place | None:
+    """Where `word` has `term` (number `number`), by offsets in it."""
+    if term >= _UNSPACED and (at := word.find(term)) >= 0:
+        return Place(at, at + len(term), number)
+    ends = len(root) >= _ROOT_MIN and folded.startswith(root) and len(folded) - len(root) <= _ENDING_MAX
+    return Place(0, len(word), number) if ends or folded == term else None
 
 
 def _root(term: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import httpx
@@ -11,7 +12,8 @@ from typer.testing import CliRunner
 
 from shoal.client import Shoal
 from shoal.cluster import cli
-from shoal.cluster.searching import UsageError, condition, explained, tree
+from shoal.cluster.output import Format
+from shoal.cluster.searching import UsageError, condition, explained, show, tree
 
 TYPES = {"year": "integer", "dataset": "text", "ok": "boolean", "collected_at": "time"}
 
@@ -114,6 +116,43 @@ def test_flags_reach_the_general_search_and_its_answer_is_shown(monkeypatch: pyt
     assert "1. weighted: vector #2 raw 0.340 = 0.900 x 0.7, boost recency 0.500 x 1" in done.output
     assert "dataset (of the best 7): nyiso_load 6, none 1" in done.output
     assert "\x1b[31m" not in done.output
+
+
+def test_a_hash_finds_older_versions_also_in_the_general_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, sent = run(monkeypatch, "--hash", "ab" * 32, "--explain")
+    assert sent["include_superseded"] is True
+    _, sent = run(monkeypatch, "load", "--hash", "ab" * 32, "--explain")
+    assert "include_superseded" not in sent
+
+
+def test_an_answer_of_the_past_says_of_which_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"commit_sequence": 412, "committed_at": "2025-01-20T14:30:04Z"}
+    monkeypatch.setitem(ANSWER, "as_of", state)
+    done, sent = run(monkeypatch, "load", "--as-of", "412", "--explain")
+    assert sent["as_of"] == "412"
+    assert "as of commit 412, 2025-01-20T14:30:04Z" in done.output
+
+
+def test_results_of_the_search_for_scrapes_are_shown_the_same_way(capfd: pytest.CaptureFixture[str]) -> None:
+    result = {"data_source": "NYISO", "urn": "load.json", "score": 0.5, "content_summary": "hourly load"}
+    plain = {"results": [result], "count": 1, "query_type": "vector", "took_ms": 2, "next_cursor": "x"}
+    show({**plain, "as_of": {"commit_sequence": 0, "committed_at": None}}, Format.table)
+    shown = capfd.readouterr()
+    assert "NYISO" in shown.out
+    assert "hourly load" in shown.out
+    assert "1 results (vector, 2 ms, more with" in shown.err
+    assert "as of commit 0, before any commit" in shown.err
+
+
+@pytest.mark.parametrize("arguments", [("--filter", "nothing=1"), ("--limit", "201", "--explain")])
+def test_an_option_that_is_wrong_is_a_usage_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["shoal", "search", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.startswith(f"shoal: {arguments[0]}")
 
 
 def test_an_answer_by_words_for_want_of_an_embedder_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

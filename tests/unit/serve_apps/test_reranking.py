@@ -78,6 +78,8 @@ BROKEN: dict[str, Answer] = {
     "negative": lambda _: httpx.Response(200, json=[{"index": at, "score": 1} for at in (0, -1)]),
     "no number": lambda _: httpx.Response(200, json=[{"index": at, "score": None} for at in (0, 1)]),
     "not finite": lambda _: httpx.Response(200, content=b'[{"index":0,"score":1e999},{"index":1,"score":1}]'),
+    "beyond a float": lambda _: httpx.Response(200, text='[{"index":0,"score":1' + "0" * 400 + "}]"),
+    "too deep": lambda _: httpx.Response(200, text="[" * 500_000),
     "null": lambda _: httpx.Response(200, json=None),
     "huge": lambda _: httpx.Response(200, content=b" " * 2_000_000),
 }

@@ -53,6 +53,8 @@ async def test_a_result_has_its_document_its_scores_and_its_best_chunk(http: Any
     ("sent", "parameter"),
     [
         ({"queri": "load"}, "queri"),
+        ({"queri": None}, "queri"),
+        ({"queri": " "}, "queri"),
         ({"query": "load", "mode": "sql"}, "mode"),
         ({"mode": "hybrid"}, "mode"),
         ({"limit": 0}, "limit"),
@@ -162,6 +164,28 @@ async def test_a_slow_status_holds_up_no_answer(http: Any, stand: Any, monkeypat
     assert len(reads) == 1
 
 
+async def test_a_facet_that_is_named_twice_is_counted_once(http: Any, stand: Any) -> None:
+    await http.post(SEARCH, json={"facets": ["year", "dataset", "year"]})
+    assert stand.index.requests[0].facets == ("year", "dataset")
+
+
+async def test_pages_by_words_go_on_by_words(http: Any, stand: Any) -> None:
+    stand.embedder.error = TransientError("throttled")
+    stand.index.cursor = "stored"
+    first = (await http.post(SEARCH, json={"query": "load"})).json()
+    stand.embedder.error = None
+    second = (await http.post(SEARCH, json={"query": "load", "cursor": first["next_cursor"]})).json()
+    assert (second["mode"], second["next_cursor"]) == ("keyword", first["next_cursor"])
+    assert "by keyword" in second["warnings"][0]
+    assert stand.index.requests[-1].cursor == "stored"
+
+
+async def test_older_versions_are_listed_where_asked_for(http: Any, stand: Any) -> None:
+    await http.post(SEARCH, json={"include_superseded": True})
+    await http.post(SEARCH, json={})
+    assert [request.include_superseded for request in stand.index.requests] == [True, False]
+
+
 async def test_openapi_names_the_parts_of_a_filter(http: Any) -> None:
     document = (await http.get("/openapi.json")).json()
     content = document["paths"]["/api/v1/collections/{name}/search"]["post"]["requestBody"]["content"]
@@ -190,7 +214,7 @@ async def test_how_to_rank_and_what_to_show_reaches_the_store(http: Any, stand: 
 async def test_chunks_snippets_and_facets_are_shown(http: Any, stand: Any, ranked: Any) -> None:
     hit = ranked("hourly load, MW")
     other = {**hit.chunk, "id": "prod:nyiso_load:load.json#3", "chunk_index": 3, "content_summary": "<b>load</b>"}
-    snippets = tuple(snippet(chunk["content_summary"], "load") for chunk in (hit.chunk, other))
+    snippets = tuple(snippet(chunk["content_summary"], ("load",)) for chunk in (hit.chunk, other))
     stand.index.hits = (replace(hit, chunks=(hit.chunk, other), snippets=snippets),)
     stand.index.facets = Facets({"year": Facet(((2025, 2), (2024, 1)), others=1, missing=3)}, 7, exact=False)
     body = (await http.post(SEARCH, json={"query": "load", "facets": ["year"]})).json()

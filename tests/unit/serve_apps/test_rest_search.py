@@ -195,6 +195,25 @@ async def test_a_next_page_never_changes_its_ranking_silently(http: Any, stand: 
     assert response.headers["retry-after"] == "4"
 
 
+async def test_pages_by_words_go_on_by_words_whether_the_embedder_is_back_or_not(http: Any, stand: Any) -> None:
+    """1. Without an embedder the first page is by words. 2. The same question with its cursor, still without one;
+    3. and once the embedder is back: the ranking is the same, and both say so. 4. By words as the caller's own mode."""
+    stand.embedder.error = TransientError("throttled")
+    stand.index.cursor = "stored"
+    first = (await http.get(SEARCH, params={"query": "load"})).json()
+    again = {"query": "load", "cursor": first["next_cursor"]}
+    second = (await http.get(SEARCH, params=again)).json()
+    stand.embedder.error = None
+    third = (await http.get(SEARCH, params=again | {"cursor": second["next_cursor"]})).json()
+    for page in (second, third):
+        assert (page["query_type"], page["next_cursor"]) == ("keyword", first["next_cursor"])
+        assert "by keyword" in page["warnings"][0]
+    fourth = (await http.get(SEARCH, params=again | {"mode": "keyword"})).json()
+    assert (fourth["next_cursor"], fourth["warnings"]) == ("stored", [])
+    assert [request.cursor for request in stand.index.requests] == [None, "stored", "stored", "stored"]
+    assert {request.mode for request in stand.index.requests} == {"keyword"}
+
+
 async def test_a_damaged_cursor_is_the_callers_to_mend(http: Any, stand: Any) -> None:
     stand.index.error = CursorError("the cursor was changed or cut on its way; start again without it")
     response = await http.get(SEARCH, params={"cursor": "abc"})

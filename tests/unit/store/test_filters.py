@@ -38,7 +38,7 @@ from shoal.store.filters import (
     to_sql,
 )
 
-COLUMNS: Columns = {"name": "text", "size": "integer", "ok": "boolean", "at": "time"}
+COLUMNS: Columns = {"name": "text", "size": "integer", "year": "integer32", "ok": "boolean", "at": "time"}
 HOSTILE = (
     "", "'", "''", "x' OR '1'='1", "a\\", "\\'", "a\\b'c\"d%_", "%", "_", "; DROP TABLE t", "1=1 -- c", "/* */",
     "café", "Ünï", "😀", "\u2028", "\n", "\ufeff", "null", "NULL", "true", "name", "`name`", '"name"', "$1", "?", "{0}",
@@ -54,12 +54,14 @@ TIMES = (
     datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
 )
 SIZES = (None, 0, -1, 1, 2**63 - 1, -(2**63) + 1)
+YEARS = (None, 2025, -1, 2**31 - 1, -(2**31))
 FLAGS = (None, True, False)
 ROWS: list[dict[str, Any]] = [
     {
         "key": number,
         "name": name,
         "size": SIZES[number % len(SIZES)],
+        "year": YEARS[number % len(YEARS)],
         "ok": FLAGS[number % len(FLAGS)],
         "at": TIMES[number * 7 % len(TIMES)],
     }
@@ -70,8 +72,15 @@ texts = st.sampled_from(HOSTILE) | st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=8
 )
 integers = st.sampled_from([size for size in SIZES if size is not None]) | st.integers(-(2**63) + 1, 2**63 - 1)
+years = st.sampled_from([year for year in YEARS if year is not None]) | integers  # also what no year can be
 times = st.sampled_from([at for at in TIMES if at is not None]) | st.datetimes(timezones=st.just(UTC))
-values: dict[str, st.SearchStrategy[Any]] = {"name": texts, "size": integers, "ok": st.booleans(), "at": times}
+values: dict[str, st.SearchStrategy[Any]] = {
+    "name": texts,
+    "size": integers,
+    "year": years,
+    "ok": st.booleans(),
+    "at": times,
+}
 
 
 def _ranges(column: str) -> st.SearchStrategy[Filter]:
@@ -89,7 +98,7 @@ leaves: st.SearchStrategy[Filter] = st.one_of(
             st.builds(IsNull, st.just(column)),
         )
     ),
-    st.sampled_from(["name", "size", "at"]).flatmap(_ranges),
+    st.sampled_from(["name", "size", "year", "at"]).flatmap(_ranges),
     st.builds(Prefix, st.just("name"), texts),
 )
 trees: st.SearchStrategy[Filter] = st.recursive(
@@ -108,7 +117,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[set[
     """Runs a condition on three equal tables: without indexes, with BTREE, with BITMAP; two fragments each."""
     uri: Path = tmp_path_factory.mktemp("filters")
     schema = pa.schema(
-        [("key", pa.int64()), ("name", pa.string()), ("size", pa.int64()), ("ok", pa.bool_()),
+        [("key", pa.int64()), ("name", pa.string()), ("size", pa.int64()), ("year", pa.int32()), ("ok", pa.bool_()),
          ("at", pa.timestamp("us", "UTC"))]
     )  # fmt: skip
     connection = lancedb.connect(uri)
@@ -138,6 +147,15 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[set[
 @example(Equals("name", "a\\"))
 @example(Prefix("name", "a\\b'c\"d%_"))
 @example(Prefix("name", ""))
+@example(Equals("year", 2**62))
+@example(Not(Equals("year", 2**31)))
+@example(Equals("year", -(2**31)))
+@example(In("year", (2**31, 2025, -(2**40))))
+@example(In("year", (2**31,)))
+@example(Range("year", -(2**31) - 1, 2**31))
+@example(Range("year", 2**31, None))
+@example(Range("year", None, 2**31 - 1, high_inclusive=False))
+@example(Not(Range("year", 2025, 2**62)))
 @example(Not(Or(())))
 @example(Not(In("name", ())))
 @example(Not(Equals("ok", True)))
@@ -185,6 +203,7 @@ def test_a_time_of_another_zone_means_the_same_instant(found: Callable[[str], li
         Equals("name", "\ud800"),
         Equals("name", "x" * (TEXT_LENGTH_MAX + 1)),
         In("name", tuple(map(str, range(VALUES_MAX + 1)))),
+        And((In("name", tuple(map(str, range(VALUES_MAX)))), Not(In("size", (1,))))),
         In("name", ("a", 1)),
         Range("name"),
         Range("ok", False, True),
@@ -226,6 +245,7 @@ def test_the_real_columns_leave_out_the_fence_the_vectors_and_the_chunks_own_key
     assert {"dataset", "collected_at", "auth_method", "pagination_type"} <= CHUNK_FILTERS.keys()
     assert not {"fence", "content_embedding", "schema_embedding"} & FILTERS.keys()
     assert not {"id", "metadata_id", "document_version"} & CHUNK_FILTERS.keys()
+    assert (METADATA_FILTERS["year"], METADATA_FILTERS["file_size_bytes"]) == ("integer32", "integer")
 
 
 def test_a_filter_is_split_between_the_tables_or_refused() -> None:

@@ -19,7 +19,9 @@ from shoal.store.fsck_tables import check
 from shoal.store.keywords import parse_keywords
 from shoal.store.migrations import Migration, add_missing_columns
 from shoal.store.reading import Tables
+from shoal.store.requests import SearchRequest
 from shoal.store.schemas import IS_DOCUMENT, LAYOUT_VERSION, METADATA_COLUMNS
+from shoal.store.search import SearchIndex
 from shoal.store.tables import CommitRefused, FencedTable
 from tests.fixtures import damage
 from tests.fixtures.damage import FIXES, JOBS, METADATA, VECTORS, A, B
@@ -111,6 +113,17 @@ async def test_readers_of_an_older_layout_serve_with_nulls_and_see_its_migration
     assert [row["evidence"] for row in rows] == ["seen"]
     assert await tables.count("metadata", "evidence IS NOT NULL") == 1
     await tables.close()
+
+
+async def test_a_past_state_of_an_older_layout_is_served_with_nulls(older: str) -> None:
+    index = await SearchIndex.open(older, {}, refresh_interval_s=0.0)
+    latest = (await index.freshness()).commit_sequence
+    page = await index.search(SearchRequest(mode="sql", as_of=latest))
+    assert len(page.hits) > 0
+    assert {hit.metadata["evidence"] for hit in page.hits} == {None}
+    found = await index.search(SearchRequest(mode="keyword", query="needle", as_of=latest))
+    assert {hit.chunk["heading"] for hit in found.hits if hit.chunk} == {None}
+    await index.close()
 
 
 def test_the_writer_migrates_and_no_row_is_changed(older: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from shoal.records import Deletion, Writable
 from shoal.settings import Settings
 from shoal.store import snapshots as snapshots_module
+from shoal.store.boosts import DAY_S, Boosts, recency
 from shoal.store.cursors import CursorError
 from shoal.store.filters import Equals, QueryError
 from shoal.store.past import PINNED_MAX
@@ -167,6 +169,25 @@ async def test_snapshots_outlive_cleanup_compaction_and_a_rebuilt_index_and_the_
         # The latest commit can always be asked for.
         last = max(clocked.held)
         assert await seen(index, last) == (last, clocked.held[last])
+
+
+async def test_what_was_new_then_is_new_in_a_search_of_then(place: str) -> None:
+    """The commits are years old: by the clock of now, no document would be recent."""
+    clocked = Clocked(place)
+    sequence = clocked.commit(document("prod:ds:1", 1, content="wind 1"))
+    recent = Boosts(recency=1.0, half_life_s=DAY_S)
+    async with opened(place) as index:
+        request = SearchRequest(mode="keyword", query="wind", boosts=recent, explain=True)
+        (then,) = (await index.search(replace(request, as_of=sequence))).hits
+        (now,) = (await index.search(request)).hits
+    assert then.explain is not None
+    assert now.explain is not None
+    age_s = (clocked.at[sequence] - then.metadata["collected_at"]).total_seconds()
+    assert then.explain["boosts"]["recency"]["value"] == recency(
+        then.metadata["collected_at"], clocked.at[sequence], DAY_S
+    )
+    assert age_s < 30 * DAY_S
+    assert now.explain["boosts"]["recency"]["value"] < then.explain["boosts"]["recency"]["value"]
 
 
 async def test_what_is_too_early_or_not_yet_is_refused_with_what_can_be_asked_for(place: str) -> None:

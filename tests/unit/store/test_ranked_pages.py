@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -102,6 +103,36 @@ async def test_a_hit_by_meaning_alone_shows_its_beginning(library: Library, inde
     await library.put("a", [("solar output by hour", NORTH)])
     (hit,) = (await index.search(replace(NEAR, query="photovoltaics", highlight=True))).hits
     assert (hit.snippets[0].text, hit.snippets[0].spans) == ("solar output by hour", ())
+
+
+async def test_snippets_and_boosts_are_made_beside_the_event_loop(
+    library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, set[int]] = {}
+
+    def noted(name: str) -> None:
+        plain = getattr(ranked_pages, name)
+
+        def work(*arguments: Any) -> Any:
+            threads.setdefault(name, set()).add(threading.get_ident())
+            return plain(*arguments)
+
+        monkeypatch.setattr(ranked_pages, name, work)
+
+    for name in ("snippet", "boosted", "terms_of"):
+        noted(name)
+    await library.put("a", [("wind", NORTH)], title="Wind")
+    await index.search(replace(BOTH, query="wind", highlight=True, boosts=Boosts(title=1.0)))
+    assert threads.keys() == {"snippet", "boosted", "terms_of"}
+    assert all(threading.get_ident() not in seen for seen in threads.values())
+
+
+async def test_only_the_pool_is_boosted(library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranked_pages, "POOL_MAX", 4)
+    await library.put_all([rows_of(f"d{n}", [("wind", towards(1, n / 9))], title="Wind") for n in range(9)])
+    request = replace(NEAR, query="wind", limit=9, boosts=Boosts(title=1.0), explain=True)
+    hits = (await index.search(request)).hits
+    assert ["boosts" in (hit.explain or {}) for hit in hits] == [True] * 4 + [False] * 5
 
 
 # --- boosts and names -------------------------------------------------------------------------

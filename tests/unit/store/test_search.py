@@ -565,6 +565,18 @@ async def test_an_answer_tells_what_its_indexes_do_not_cover_yet(library: Librar
     await index.close()
 
 
+async def test_an_answer_that_is_made_is_given_even_where_its_coverage_can_t_be_told(
+    library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(tables: Tables) -> dict[str, int | None]:
+        raise TransientError("the store is away")
+
+    await library.put("a")
+    monkeypatch.setattr(Tables, "unindexed_rows", away)
+    page = await index.search(LIST)
+    assert (ids(page), page.unindexed_rows) == (["a"], {})
+
+
 async def test_a_search_waits_for_the_commit_it_is_told_of(library: Library) -> None:
     index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=3_600.0)
     waiting = asyncio.create_task(index.search(replace(NEAR, wait_sequence=1)))
@@ -584,6 +596,41 @@ async def test_a_commit_that_does_not_come_is_a_warning(
     page = await index.search(replace(LIST, wait_sequence=99))
     assert ids(page) == ["a"]
     assert "commit 99" in page.warnings[0]
+
+
+async def test_searches_that_wait_for_a_commit_hold_up_no_others(
+    library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Twice as many as may run wait for a commit that never comes. 2. One that asks for none is answered."""
+    monkeypatch.setattr(search, "WAIT_S", 3_600.0)
+    await library.put("a")
+    never = replace(LIST, wait_sequence=10**17)
+    waiting = [asyncio.create_task(index.search(never)) for _ in range(2 * search.IN_FLIGHT_MAX)]
+    await asyncio.sleep(0)
+    answer = await asyncio.wait_for(index.search(LIST), 60.0)
+    assert ids(answer) == ["a"]
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_no_more_than_a_few_searches_wait_for_a_commit(
+    library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. Four wait for the next commit, where two may: the others are told to come back. 2. It comes; both are
+    answered, 3. and have made room."""
+    monkeypatch.setattr(search, "WAITING_MAX", 2)
+    monkeypatch.setattr(search, "WAIT_S", 3_600.0)
+    for commit in (1, 2):
+        endings = asyncio.as_completed([index.search(replace(LIST, wait_sequence=commit)) for _ in range(4)])
+        for _ in range(2):
+            with pytest.raises(TransientError, match="wait for a commit already"):
+                await next(endings)
+        await library.put(f"d{commit}")
+        for ending in endings:
+            assert (await ending).freshness.commit_sequence == commit
+    assert ids(await index.search(replace(LIST, wait_sequence=1))) == ["d1", "d2"]  # seen already: no wait
 
 
 async def test_between_refreshes_a_search_sees_one_state_of_both_tables(library: Library) -> None:
