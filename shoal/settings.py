@@ -231,7 +231,7 @@ class Settings(BaseSettings):
 
     # --- searching ----------------------------------------------------------------------------
     search_fusion: Literal["weighted", "rrf"] = Field(
-        "weighted", description="How a hybrid search joins meaning and words: 70/30 of their scores, or by ranks."
+        "weighted", description="How a hybrid search joins meaning and words: by scores, about 70/30, or by ranks."
     )
     boost_recency: float = Field(0.0, ge=0, le=10, description="Weight of being new in every ranking; 0: off.")
     boost_recency_half_life_days: float = Field(30.0, gt=0, le=36_500, description="Days in which being new halves.")

@@ -41,7 +41,7 @@ WEIGHTS: Mapping[FusionMethod, Mapping[str, float]] = {
     "weighted": {"vector": fusion.VECTOR_WEIGHT, "keyword": fusion.KEYWORD_WEIGHT},
     "rrf": {"vector": 0.5, "keyword": 0.5},
 }
-"""What each leg of a hybrid search counts for; shown by `explain`."""
+"""What each leg of a hybrid search counts for, before `weighted` adapts it to the query."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +58,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A document in its place. `legs` maps "vector" and "keyword" to what they found; `parts` to its share. `tier` is
-    the look (index of DEPTHS) that ranked it: those of one tier keep their order however deep a later page looks."""
+    """A document in its place. `legs` maps "vector" and "keyword" to what they found, `parts` to that as 0..1 (None:
+    missed), `weights` to what they counted for: the sum of part times weight is `score`. `tier` is the look (index of
+    DEPTHS) that ranked it: those of one tier keep their order however deep a later page looks."""
 
     revision: str
     score: float
     legs: Mapping[str, Found]
     parts: Mapping[str, float | None]
+    weights: Mapping[str, float]
     tier: int = 0
 
     def chunk_ids(self, count: int) -> list[str]:
@@ -77,7 +79,8 @@ class Candidate:
 @dataclass(slots=True)
 class Ranking:
     """`documents`: best first, each with its metadata row. `complete`: no further document matches. `dropped`:
-    candidates whose version is not current, or whose metadata does not meet the filter."""
+    candidates whose version is not current, or whose metadata does not meet the filter. `weights`: what each leg
+    counted for in the first look; empty where nothing was found."""
 
     chunk_condition: str
     metadata_condition: str
@@ -85,6 +88,7 @@ class Ranking:
     complete: bool = True
     dropped: int = 0
     depth: int = 0
+    weights: Mapping[str, float] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -126,7 +130,9 @@ async def rank(
         ranking.depth = depth
         ranking.complete = all(len(rows) < depth for rows in legs.values())
         searched = time.monotonic()
-        await _confirm(tables, ranking, _tiers(legs, depth, method), known, wanted, pool)
+        candidates = _tiers(legs, depth, method)
+        ranking.weights = candidates[0].weights if candidates else {}
+        await _confirm(tables, ranking, candidates, known, wanted, pool)
         spent["legs"] += searched - started
         spent["documents"] += time.monotonic() - searched
         if ranking.complete or len(ranking.documents) >= wanted:
@@ -202,8 +208,16 @@ def _tiers(legs: Mapping[str, Sequence[Row]], depth: int, method: FusionMethod) 
             if one.revision not in seen:
                 seen.add(one.revision)
                 # A deeper look stretches the normalisation; a page never scores above the one before it.
-                ordered.append(replace(one, score=min(bound, one.score), tier=number))
+                ordered.append(replace(_at_most(bound, one), tier=number))
     return ordered
+
+
+def _at_most(bound: float, one: Candidate) -> Candidate:
+    """With a score of at most `bound`, its weights less by the same factor: they still add up to it."""
+    if one.score <= bound:
+        return one
+    less = bound / one.score
+    return replace(one, score=bound, weights={name: weight * less for name, weight in one.weights.items()})
 
 
 _RAW = {"vector": "_distance", "keyword": "_score"}
@@ -246,7 +260,9 @@ def fuse(method: FusionMethod, found: Mapping[str, Mapping[str, Found]]) -> list
     A single leg needs no fusion: its own scores stand."""
     if len(found) == 1:
         ((name, documents),) = found.items()
-        return [Candidate(key, one.score, {name: one}, {name: one.score}) for key, one in documents.items()]
+        return [
+            Candidate(key, one.score, {name: one}, {name: one.score}, {name: 1.0}) for key, one in documents.items()
+        ]
     match method:
         case "weighted":
             # The raw distance is not clipped: min-max needs the differences among far hits too.
@@ -263,6 +279,7 @@ def fuse(method: FusionMethod, found: Mapping[str, Mapping[str, Found]]) -> list
             one.score,
             {name: found[name][one.key] for name in LEGS if one.key in found[name]},
             dict(zip(LEGS, one.parts, strict=True)),
+            dict(zip(LEGS, one.weights, strict=True)),
         )
         for one in fused
     ]

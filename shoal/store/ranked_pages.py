@@ -154,7 +154,7 @@ def _named_first(placed: Sequence[_Placed], documents: Sequence[Named]) -> list[
         before = known.get(revision)
         # Its chunk is the one that a leg found, else its first.
         chunk = Found(one.chunk_id, 1, 1.0, 1.0, [one.chunk_id])
-        candidate = before.candidate if before else Candidate(revision, 1.0, {IDENTIFIER: chunk}, {})
+        candidate = before.candidate if before else Candidate(revision, 1.0, {IDENTIFIER: chunk}, {}, {})
         notes = {**(before.notes if before else {}), IDENTIFIER: one.by}
         front.append(_Placed(candidate, one.row, 1.0, notes))
     names = {one.row["revision"] for one in documents}
@@ -208,7 +208,7 @@ def _explained(placed: _Placed, rank_of: int, request: SearchRequest) -> dict[st
                 "raw": leg.raw,
                 "score": leg.score,
                 "normalised": one.parts[name],
-                "weight": WEIGHTS[request.fusion][name] if both else 1.0,
+                "weight": one.weights[name],
                 "chunk": leg.chunk_id,
             }
             for name, leg in one.legs.items()
@@ -235,7 +235,7 @@ async def _plan(
         "documents": len(ranking.documents),
         "complete": ranking.complete,
         "dropped": ranking.dropped,
-        "fusion": {"method": request.fusion, "weights": WEIGHTS[request.fusion]}
+        "fusion": {"method": request.fusion, "weights": ranking.weights or WEIGHTS[request.fusion]}
         if vector is not None and text is not None
         else None,
         "boosts": asdict(request.boosts),

@@ -1,13 +1,15 @@
-"""Fusion of rankings: bounds, monotony, and weights by how steep a leg is."""
+"""Fusion of rankings: bounds, monotony, weights by how steep a leg is, and that none of them is silenced."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from shoal.store.fusion import adapted, decline, normalise, reciprocal_rank, weighted
+from shoal.store.fusion import LEAST, adapted, decline, normalise, reciprocal_rank, weighted
 
 LEG = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-100, 100), max_size=8)
 
@@ -88,8 +90,8 @@ def test_the_decline_is_what_lies_within_the_first_hits() -> None:
 def test_words_that_name_something_rare_outweigh_the_vectors_and_common_ones_count_little() -> None:
     rare = adapted(SLOW, STEEP, (0.7, 0.3))
     common = adapted(STEEP, SLOW, (0.7, 0.3))
-    assert rare[1] > 0.7
-    assert common[1] < 0.05
+    assert rare[1] > 0.5
+    assert common[1] == pytest.approx(LEAST * 0.3)
     assert sum(rare) == pytest.approx(1.0)
     assert sum(common) == pytest.approx(1.0)
 
@@ -100,8 +102,77 @@ def test_the_weights_stay_where_there_is_nothing_to_read() -> None:
         assert adapted(vector, keyword, (0.7, 0.3)) == (0.7, 0.3)
 
 
+def _leg(scores: Sequence[float], name: str = "d") -> dict[str, float]:
+    return {f"{name}{place}": score for place, score in enumerate(scores)}
+
+
+TIED_LEG = st.lists(st.integers(1, 4), min_size=21, max_size=60).map(_leg)  # more hits than scores to tell them apart
+
+
+@UNHURRIED
+@given(TIED_LEG, st.one_of(TIED_LEG, LONG_LEG), st.floats(0.1, 0.9))
+def test_each_leg_keeps_a_share_of_its_weight_however_its_hits_tie(
+    vector: dict[str, float], keyword: dict[str, float], of_vector: float
+) -> None:
+    keyword = {key: abs(score) + 1 for key, score in keyword.items()}
+    weights = (of_vector, 1.0 - of_vector)
+    counted = adapted(vector, keyword, weights)
+    assert sum(counted) == pytest.approx(1.0)
+    assert all(now >= LEAST * given - 1e-9 for now, given in zip(counted, weights, strict=True))
+    scores = {one.key: one.score for one in weighted([vector, keyword], weights)}
+    assert all(score > 0 for score in scores.values())
+    for leg, weight in zip((vector, keyword), weights, strict=True):
+        for key in leg:
+            assert leg[key] < max(leg.values()) or scores[key] >= LEAST * weight - 1e-9
+
+
+@UNHURRIED
+@given(TIED_LEG, st.integers(0, 20), st.integers(1, 40), st.sampled_from([None, 0.0]))
+def test_copies_of_a_hit_leave_the_decline_as_it_is(
+    leg: dict[str, float], place: int, copies: int, zero: float | None
+) -> None:
+    more = leg | _leg([leg[f"d{place}"]] * copies, "copy")
+    assert decline(more, zero) == decline(leg, zero)
+    # Copies that were embedded in different batches are alike, not equal.
+    shaken = {key: score + 1e-7 * at for at, (key, score) in enumerate(more.items())}
+    if len(set(more.values())) > 1:
+        assert decline(shaken, zero) == pytest.approx(decline(leg, zero), abs=0.002)
+
+
+def test_many_perfect_matches_are_not_silenced_by_far_documents_that_contain_a_word() -> None:
+    vector = _leg([-0.05] * 30 + [-0.6 - place / 200 for place in range(70)])
+    fused = weighted([vector, {f"d{place}": 9.0 - place for place in range(60, 65)}], (0.7, 0.3))
+    scores = {one.key: one.score for one in fused}
+    assert all(scores[f"d{place}"] > 0.5 for place in range(30))
+    assert len({one.key for one in fused[:10]} & {f"d{place}" for place in range(30)}) >= 5
+
+
+def test_documents_found_by_words_alone_count_where_the_words_find_all_alike() -> None:
+    words = dict.fromkeys([f"w{place}" for place in range(53)], 4.2)
+    for vector in (STEEP, SLOW, FLAT):
+        scores = {one.key: one.score for one in weighted([vector, words], (0.7, 0.3))}
+        assert all(scores[key] >= LEAST * 0.3 - 1e-9 for key in words)
+
+
+def test_a_word_in_thirty_documents_to_the_same_effect_and_nearly_nowhere_else_is_a_steep_leg() -> None:
+    assert decline(_leg([9.0] * 30 + [0.9] * 5), 0.0) == pytest.approx(0.9)
+    assert decline(_leg([9.0] * 30 + [8.9] * 30), 0.0) < 0.02
+    assert decline(_leg([9.0] * 53), 0.0) == 0.0
+
+
+@UNHURRIED
+@given(LONG_LEG, LONG_LEG)
+def test_part_times_weight_adds_up_to_the_score(vector: dict[str, float], keyword: dict[str, float]) -> None:
+    legs = [vector, {key: abs(score) + 1 for key, score in keyword.items()}]
+    ranks = [sorted(leg, key=leg.__getitem__, reverse=True) for leg in legs]
+    for one in (*weighted(legs, (0.7, 0.3)), *reciprocal_rank(ranks)):
+        total = sum(weight * (part or 0.0) for weight, part in zip(one.weights, one.parts, strict=True))
+        assert total == pytest.approx(one.score)
+
+
 def test_a_single_hit_of_rare_words_is_first_though_the_vectors_miss_it() -> None:
-    assert weighted([SLOW, {"named": 12.0}], (0.7, 0.3))[0].key == "named"
+    for vector in (SLOW, FLAT):
+        assert weighted([vector, {"named": 12.0}], (0.7, 0.3))[0].key == "named"
 
 
 @UNHURRIED

@@ -285,7 +285,10 @@ async def test_the_fusion_is_selectable_and_explained(library: Library, index: S
     for request in (BOTH, RRF):
         page = await index.search(replace(request, explain=True))
         assert page.explain is not None
-        assert page.explain["fusion"] == {"method": request.fusion, "weights": WEIGHTS[request.fusion]}
+        assert page.explain["fusion"] == {
+            "method": request.fusion,
+            "weights": WEIGHTS[request.fusion],
+        }  # too few to adapt
         for rank_of, hit in enumerate(page.hits, start=1):
             explained: dict[str, Any] = hit.explain or {}
             assert (explained["rank"], explained["fusion"], explained["match"]) == (rank_of, request.fusion, hit.score)
@@ -296,6 +299,33 @@ async def test_the_fusion_is_selectable_and_explained(library: Library, index: S
             assert total == pytest.approx(hit.score)
     with pytest.raises(QueryError, match="known: weighted, rrf"):
         await index.search(replace(BOTH, fusion="borda"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("depths", [(256, 1_024), (24, 48, 96, 192)])
+async def test_what_each_leg_gave_times_the_weight_shown_is_the_score_on_every_page(
+    library: Library, index: SearchIndex, depths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranked, "DEPTHS", depths)
+    await _varied(library)
+    for request in (BOTH, RRF, NEAR, WORDS):
+        seen, cursor, first = 0, None, True
+        while first or cursor:
+            page = await index.search(replace(request, limit=7, explain=True, cursor=cursor))
+            cursor = page.next_cursor
+            for hit in page.hits:
+                assert hit.explain is not None
+                legs = hit.explain["legs"].values()
+                assert sum(leg["normalised"] * leg["weight"] for leg in legs) == pytest.approx(hit.score)
+            assert page.explain is not None
+            if request is BOTH and first:
+                used = page.explain["fusion"]["weights"]
+                assert used != WEIGHTS["weighted"]
+                assert sum(used.values()) == pytest.approx(1.0)
+                assert page.hits[0].explain is not None
+                shown = {name: leg["weight"] for name, leg in page.hits[0].explain["legs"].items()}
+                assert shown == {name: used[name] for name in shown}
+            seen, first = seen + len(page.hits), False
+        assert seen == 60
 
 
 async def test_a_page_tells_where_its_time_went(library: Library, index: SearchIndex) -> None:
