@@ -122,3 +122,14 @@ def test_nothing_is_purged_unasked_and_the_time_without_is_stated(tmp_path: Path
     upkeep(writer, now + 5 * MINUTE)
     assert not holding(settings, {}, "scraper", [SECRET]).is_clean
     assert gone_by(settings, now) == now + timedelta(days=7, hours=2)
+
+
+def test_a_writer_takes_requests_from_beside_its_own_tables_only(tmp_path: Path) -> None:
+    elsewhere = Settings(lancedb_path=str(tmp_path / "live"))
+    request = Request("r3", 1)
+    request_purge(elsewhere, request)
+    writer = TableWriter.open(str(tmp_path / "own"), {}, MODEL, WIDTH, settings=elsewhere, now=T0)
+    writer.apply([document(SECRET, 1)], (), T0)
+    for minute in (1, 2, 3):
+        upkeep(writer, T0 + minute * MINUTE)
+    assert not is_purged(elsewhere, request)
