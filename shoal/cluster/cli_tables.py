@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def export(
     from shoal.store.writing import storage_options
 
     form, settings = format_of(output), settings_with(data_dir=data_dir)
+    if re.match(r"\w[\w+.-]*:/", str(to)):  # what a path leaves of `s3://`
+        raise ConfigurationError(f"--to {to}: a local directory is needed; copy it there afterwards")
     kinds: dict[str, tuple[TableKind, ...]] = {
         "all": ("metadata", "vectors"), "metadata": ("metadata",), "vectors": ("vectors",),
     }  # fmt: skip

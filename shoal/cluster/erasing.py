@@ -3,6 +3,10 @@
 The deletion is a tombstone per document, so it has the log's order and durability; this process writes no table. The
 proof is a look into every version of the tables there is, not a promise. What Shoal can't reach (Kafka's own
 retention, the stored files, backups, other machines' caches) is named in the answer and not passed over.
+
+Once a deletion is applied the tables no longer tell what it was of. So that the same command can go on after a timeout
+or a kill, and can prove, the run's subject is a small file in the data directory (ids, places, and hashes of texts)
+from before anything is sent until a run finds nothing left in any version.
 """
 
 from __future__ import annotations
@@ -11,11 +15,12 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, err, say
+from shoal.cluster.sending import StateFile
 from shoal.embeddings.cache import EmbeddingCache, cache_key
 from shoal.errors import ConfigurationError
 from shoal.records import SCRAPER_COLLECTION
@@ -23,7 +28,7 @@ from shoal.settings import Settings
 from shoal.sources.dead_letter_log import open_dead_letters
 from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX
 from shoal.sources.kafka import open_producer
-from shoal.store.erasure import Target, documents_of, stand_of, target_of
+from shoal.store.erasure import documents_of, stand_of, target_of
 from shoal.store.purging import HOLD, Request, gone_by, holding, is_purged, request_purge
 from shoal.store.writing import storage_options
 
@@ -31,6 +36,34 @@ POLL_S = 0.5
 FLUSH_S = 30.0
 DOCUMENTS_MAX = 100_000  # of one run: their ids and texts are held in memory
 SENT_A_FLUSH = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a run erases, earlier runs of the same command included. `keys`: of the texts' vectors in the cache, hex;
+    `request`: the rewrite that was asked for, as (id, commit)."""
+
+    ids: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    objects: tuple[str, ...] = ()
+    width: int = 0
+    request: tuple[str, int] | None = None
+
+
+def _recalled(file: StateFile) -> Subject:
+    """What earlier runs of the same command were about. Raises ConfigurationError."""
+    found = file.load() or {}
+    try:
+        ids, keys, objects = (tuple(map(str, found.get(name, ()))) for name in ("ids", "keys", "objects"))
+        request = (str(found["request"][0]), int(found["request"][1])) if found.get("request") else None
+        [bytes.fromhex(key) for key in keys]
+        return Subject(ids, keys, objects, int(found.get("width", 0)), request)
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise ConfigurationError(f"{file.path} can't be read ({error}): remove it to start over") from None
+
+
+def _joined(*parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(each for part in parts for each in part))
 
 
 def erase(
@@ -51,9 +84,13 @@ def erase(
         raise ConfigurationError("erase what? Name documents by id, or --dataset D (with --before T), not both")
     if before is not None and not dataset:
         raise ConfigurationError("--before belongs to --dataset")
-    target = target_of(settings, ids or documents_of(settings, dataset, before))
+    file = StateFile(settings.home / "erasures", {"ids": sorted(set(ids)), "dataset": dataset, "before": before})
+    earlier = _recalled(file)
+    target = target_of(settings, _joined(earlier.ids, ids or documents_of(settings, dataset, before)))
     if not target.ids:
-        say(f"no document of {dataset}: nothing to erase")
+        say(
+            f"no document of {dataset}: nothing to erase. What was deleted before is looked at by id: shoal erase ID..."
+        )
         return Exit.OK
     if len(target.ids) > DOCUMENTS_MAX:
         raise ConfigurationError(f"{len(target.ids)} documents are too many for one run: use --before for parts")
@@ -62,21 +99,36 @@ def erase(
     if not confirm(f"Erase {len(target.ids)} documents for good ({', '.join(target.ids[:3])}, ...)?"):
         say("nothing was erased")
         return Exit.FAILED
+    keys = [cache_key(target.model, target.width, "document", text).hex() for text in target.texts]
+    subject = Subject(
+        target.ids, _joined(earlier.keys, keys), _joined(earlier.objects, target.objects), target.width, earlier.request
+    )
+    file.save(asdict(subject))
     deadline = clock() + timeout_s
-    _send(settings, target.ids)
-    if (sequence := _applied(settings, target.ids, deadline, pause, clock)) is None:
+    _send(settings, subject.ids)
+    first = _forget(settings, subject)
+    if (sequence := _applied(settings, subject.ids, deadline, pause, clock)) is None:
         say(
             f"the deletions are in the log and not all applied after {timeout_s:g} s: is Shoal running (see `shoal "
             "status`)? Run the same command again; it is safe to repeat"
         )
         return Exit.TIMEOUT
-    cached = _forget(settings, target)
-    request = Request(uuid.uuid4().hex, sequence)
+    # Again: what was on its way into the tables when the first look was taken was embedded after it.
+    cached = _forget(settings, subject)
+    cached["forgotten"] += first["forgotten"]
     purged = None
     if now:
-        request_purge(settings, request)
-        purged = _waited(lambda: is_purged(settings, request), deadline, pause, clock)
-    proof = _proof(settings, target, cached, purged=purged)
+        # The one that was asked for goes on where it still covers every deletion: another begins anew.
+        request = Request(*subject.request) if subject.request and not target.known else None
+        if request is None or not is_purged(settings, request):
+            if request is None:
+                request = Request(uuid.uuid4().hex, sequence)
+                subject = replace(subject, request=(request.id, request.sequence))
+                file.save(asdict(subject))
+            request_purge(settings, request)
+        asked = request
+        purged = _waited(lambda: is_purged(settings, asked), deadline, pause, clock)
+    proof = _proof(settings, subject, cached, purged=purged)
     if form is Format.json:
         emit_json(proof)
     else:
@@ -86,7 +138,9 @@ def erase(
     if purged is False:
         say(f"the rewrite was asked for and not finished after {timeout_s:g} s; the writer goes on with it")
         return Exit.TIMEOUT
-    is_gone = proof["rows"] == proof["chunks"] == 0 and (not now or proof["older_versions"] == 0)
+    is_gone = proof["rows"] == proof["chunks"] == cached["left"] == 0 and (not now or proof["older_versions"] == 0)
+    if is_gone and proof["older_versions"] == 0:
+        file.forget()  # there is nothing left that a later run could find
     return Exit.OK if is_gone else Exit.FAILED
 
 
@@ -124,16 +178,16 @@ def _waited(
     return True
 
 
-def _forget(settings: Settings, target: Target) -> dict[str, int]:
+def _forget(settings: Settings, subject: Subject) -> dict[str, int]:
     """The vectors of the documents' texts, out of this machine's cache."""
     path = settings.home / "cache" / "embeddings.sqlite"
-    keys = [cache_key(target.model, target.width, "document", text) for text in target.texts]
+    keys = [bytes.fromhex(key) for key in subject.keys]
     if not path.exists():
-        return {"texts": len(keys), "forgotten": 0}
+        return {"texts": len(keys), "forgotten": 0, "left": 0}
     cache = EmbeddingCache(path, settings.embedding_cache_bytes_max)
     try:
         forgotten = cache.forget_many(keys)
-        left = len(cache.get_many(keys, target.width))
+        left = len(cache.get_many(keys, subject.width))
     finally:
         cache.close()
     return {"texts": len(keys), "forgotten": forgotten, "left": left}
@@ -157,14 +211,14 @@ def _is_about(key: bytes | None, value: bytes | None, ids: set[str]) -> bool:
     return found in ids
 
 
-def _proof(settings: Settings, target: Target, cached: dict[str, int], *, purged: bool | None) -> dict[str, Any]:
+def _proof(settings: Settings, subject: Subject, cached: dict[str, int], *, purged: bool | None) -> dict[str, Any]:
     with err.status("looking into every version of the tables"):
-        held = holding(settings, storage_options(settings), SCRAPER_COLLECTION, target.ids)
-    letters = _dead_letters(settings, target.ids)
+        held = holding(settings, storage_options(settings), SCRAPER_COLLECTION, subject.ids)
+    letters = _dead_letters(settings, subject.ids)
     at = datetime.now(UTC)
     by = at if held.versions == 0 else at + HOLD + timedelta(minutes=2) if purged is False else gone_by(settings, at)
     rest = [
-        f"the {len(target.objects)} stored files themselves: Shoal reads objects and deletes none",
+        f"the {len(subject.objects)} stored files themselves: Shoal reads objects and deletes none",
         f"messages in {', '.join(settings.kafka_topics)} (names, places and what the scraper said): until Kafka's "
         "retention of these topics takes them",
         f"their ids, in {held.remembered} tombstones, so that a redelivery does not bring them back: for "
@@ -180,7 +234,7 @@ def _proof(settings: Settings, target: Target, cached: dict[str, int], *, purged
         bytes_left = "bytes of deleted rows in files of the current version, which no query finds"
         rest.insert(0, f"{bytes_left}: until a compaction takes these files; `--now` rewrites them")
     return {
-        "documents": len(target.ids),
+        "documents": len(subject.ids),
         "looked_at": at.isoformat(),
         **{name: value for name, value in asdict(held).items() if name not in ("versions", "kept")},
         "older_versions": held.versions,

@@ -65,7 +65,9 @@ def evaluate(settings: Settings, directory: Path, *, keep: bool, form: Format) -
     """Runs the set and prints its figures. Returns the exit code; raises ConfigurationError, TransientError."""
     test_set = load(directory)
     with own_directory(settings.home / "eval", test_set.name, keep=keep) as place:
-        figures = asyncio.run(figures_of(test_set, settings, place))
+        # The service's place and rules are not ours: every document here is old, and would expire at once.
+        own = settings.model_copy(update={"lancedb_path": str(place), "retention": {}})
+        figures = asyncio.run(figures_of(test_set, own, place))
     if form is Format.json:
         emit_json({"set": test_set.name, "modes": figures})
     else:

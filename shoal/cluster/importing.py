@@ -100,19 +100,21 @@ def embedded_of(found: ForeignDocument, model: str, where: str) -> Embedded:
     if row.get("validation_status") == "error":
         failure = Failure(DeadReason.EXTRACTION_FAILED, "it had no text in the earlier index", "import")
         return Embedded(Fetched(announcement, sha256.lower(), size_bytes=row.get("file_size_bytes"), failure=failure))
+    if not found.chunks and row.get("chunk_count") != 0:
+        raise _refused("no chunk has its id as metadata_id, and it says nothing of having none (chunk_count 0)")
     if found.vectors is None:
         raise _refused(f"a chunk of {old_id} has no vector, or one of another width")
     first = found.chunks[0] if found.chunks else {}
     schema_vector = row.get("schema_embedding") or first.get("schema_embedding")
-    traits: dict[str, Any] = {name: first.get(name) for name in _TRAITS}
+    traits: dict[str, Any] = {name: _text(first.get(name)) for name in _TRAITS}
     extraction = Extraction(
-        str(row.get("file_format") or first.get("file_format") or "TEXT").upper(), row.get("content_type"),
-        row.get("charset"), row.get("title"), tuple(_chunk(at, chunk) for at, chunk in enumerate(found.chunks)),
-        first.get("content_schema"), None,
+        str(row.get("file_format") or first.get("file_format") or "TEXT").upper(), _text(row.get("content_type")),
+        _text(row.get("charset")), _text(row.get("title")),
+        tuple(_chunk(at, chunk) for at, chunk in enumerate(found.chunks)), _text(first.get("content_schema")), None,
         ApiTraits(**traits),
     )  # fmt: skip
     fetched = Fetched(
-        announcement, sha256.lower(), md5=row.get("md5sum"), size_bytes=row.get("file_size_bytes"),
+        announcement, sha256.lower(), md5=_text(row.get("md5sum")), size_bytes=row.get("file_size_bytes"),
         extraction=extraction,
     )  # fmt: skip
     return Embedded(fetched, model, found.vectors, _vector(schema_vector, found.vectors.shape[1]))
@@ -122,7 +124,7 @@ _TRAITS = ("api_endpoint", "auth_method", "rate_limit", "data_freshness", "pagin
 
 
 def _vector(values: Any, width: int) -> Vector | None:
-    if values is None or len(values) != width:
+    if not isinstance(values, list | tuple) or len(values) != width:  # text of it, say: it is optional
         return None
     vector = np.asarray(values, np.float32)
     return vector if bool(np.all(np.isfinite(vector))) and bool(np.any(vector)) else None
@@ -131,7 +133,7 @@ def _vector(values: Any, width: int) -> Vector | None:
 def _chunk(at: int, row: Row) -> Chunk:
     text = str(row.get("content_summary") or "")
     return Chunk(
-        at, text, row.get("heading"), row.get("char_start") or 0, row.get("char_end") or len(text),
+        at, text, _text(row.get("heading")), row.get("char_start") or 0, row.get("char_end") or len(text),
         row.get("token_count") or 0,
     )  # fmt: skip
 
@@ -141,15 +143,15 @@ def _announcement(row: Row, where: str) -> Announcement:
     if collected_at is None:
         raise _refused("it has no collected_at")
     published_at = _time(row.get("published_at"))
-    version = comparable(row.get("version")) or compact(published_at or collected_at)
+    version = comparable(_text(row.get("version"))) or compact(published_at or collected_at)
     bucket, key = row.get("s3_bucket"), row.get("s3_key")
-    location = row.get("s3_path") or (f"s3://{bucket}/{key}" if bucket and key else None)
+    location = _text(row.get("s3_path")) or (f"s3://{bucket}/{key}" if bucket and key else None)
     dataset = str(row.get("dataset") or row.get("scraper_name") or row.get("data_source") or "imported")
     dataset = dataset.replace(":", "_")
     dataset = f"{dataset}_" if dataset == S3_DATASET else dataset
     environment = row.get("environment") if row.get("environment") in _ENVIRONMENTS else "prod"
     urn = str(row.get("urn") or (location or "").rpartition("/")[2] or row.get("id"))
-    url = row.get("source_url")
+    url = _text(row.get("source_url"))
     return Announcement(
         position=Position(_cluster(where), where.rpartition("/")[2], 0, 0, int(collected_at.timestamp() * 1000)),
         collection=SCRAPER_COLLECTION,
@@ -166,9 +168,9 @@ def _announcement(row: Row, where: str) -> Announcement:
         collected_at=collected_at,
         published_at=published_at or parse_time(version),
         source_url=redact_url(url) if url else None,
-        etag=row.get("etag"),
-        version_id=row.get("version_id"),
-        content_type=row.get("content_type"),
+        etag=_text(row.get("etag")),
+        version_id=_text(row.get("version_id")),
+        content_type=_text(row.get("content_type")),
         extra=_extra(row),
     )
 
@@ -185,6 +187,13 @@ def _extra(row: Row) -> str:
         extra = {}
     kept = extra if isinstance(extra, dict) else {"extra": extra}
     return orjson.dumps({**kept, "imported_id": str(row.get("id"))}).decode()
+
+
+def _text(value: Any) -> str | None:
+    """A value of a column that other indexes have as numbers or objects, as text."""
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(value).decode() if isinstance(value, dict | list) else str(value)
 
 
 def _time(value: Any) -> datetime | None:
@@ -224,6 +233,9 @@ def take_over(
                 check_storable(made, facts)
             except BadDocument as error:
                 tally.refuse(str(found.row.get("id")), error.message)
+                continue
+            except (AttributeError, TypeError, ValueError, OverflowError) as error:  # a column of another kind
+                tally.refuse(str(found.row.get("id")), f"a value is not what its column's name says: {error}"[:200])
                 continue
             batch.append(made)
         if writer is not None and batch:

@@ -7,6 +7,7 @@ document's own message can mend is not asked of the writer: here the lines are m
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -140,7 +141,8 @@ def lines(findings: Iterable[Finding], cluster: str | None) -> tuple[list[str], 
             elif subject.s3_path:
                 objects[_backfill(subject)] = None
             else:
-                unknown[f"# announce {subject.name} again: nothing says where it came from"] = None
+                name = " ".join(subject.name.split())  # a comment ends with its line
+                unknown[f"# announce {name} again: nothing says where it came from"] = None
     found = [
         f"shoal replay --from-offset {topic}/{partition}:{first}-{last} --wait"
         for (topic, partition), places in sorted(offsets.items())
@@ -163,6 +165,5 @@ def _stretches(offsets: Sequence[int]) -> Iterator[tuple[int, int]]:
 def _backfill(subject: Subject) -> str:
     environment, _, rest = subject.name.partition(":")
     dataset = rest.partition(":")[0]
-    return (
-        f"shoal backfill {subject.s3_path} --urn name --environment {environment} --dataset {dataset} --source SOURCE"
-    )
+    place, environment, dataset = map(shlex.quote, (subject.s3_path or "", environment, dataset))  # foreign text
+    return f"shoal backfill {place} --urn name --environment {environment} --dataset {dataset} --source SOURCE"

@@ -16,10 +16,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, say
 from shoal.errors import BadDocument
-from shoal.records import Position
+from shoal.records import Announcement, Position
 from shoal.settings import Settings
 from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX
 from shoal.sources.kafka import Connection, connection
@@ -28,6 +29,7 @@ from shoal.sources.messages import RawMessage, parse_message
 from shoal.sources.s3_events import is_s3_event_id
 from shoal.store.audit import FINDINGS_KEPT_MAX, Audit, Finding, Kind, Report, Span, differing
 from shoal.store.audit_rows import TablesSnapshot
+from shoal.store.retention import Retention
 from shoal.store.writing import storage_options
 
 PROGRESS_ITEMS = 5_000  # messages or rows between two words of progress
@@ -89,7 +91,12 @@ def look(
         stretches = reader.whole(topics)
         if from_time_ms is not None:
             stretches = reader.since(stretches, from_time_ms)
-        audit = _audit(stretches, letters, done, where)
+        # As of a moment after the tables were opened: whatever retention had taken by then had expired by now.
+        retention, now = Retention.of(settings), datetime.now(UTC)
+        audit = _audit(
+            stretches, letters, done, where,
+            lambda said: retention.has_expired(said.dataset, said.collected_at, now),
+        )  # fmt: skip
         for number, raw in enumerate(reader.read(stretches), start=1):
             _tell(audit, raw, settings, dead)
             if number % PROGRESS_ITEMS == 0:
@@ -112,13 +119,16 @@ def look(
     return Verdict(report, report.findings, where.cluster, snapshot is not None, is_torn, whole, state)
 
 
-def _audit(stretches: list[Stretch], letters: list[Stretch], done: dict[Partition, int], where: Connection) -> Audit:
+def _audit(
+    stretches: list[Stretch], letters: list[Stretch], done: dict[Partition, int], where: Connection,
+    has_expired: Callable[[Announcement], bool],
+) -> Audit:  # fmt: skip
     spans = {
         (where.cluster, each.topic, each.partition): Span(each.start, each.end, done.get(each.key, 0))
         for each in stretches
     }
     whole = all(each.start == 0 for each in letters)
-    return Audit(spans, is_event_id=is_s3_event_id, dead_letters_are_whole=whole)
+    return Audit(spans, is_event_id=is_s3_event_id, dead_letters_are_whole=whole, has_expired=has_expired)
 
 
 def _tell(audit: Audit, raw: RawMessage, settings: Settings, dead: set[DeadPosition]) -> None:
@@ -226,6 +236,8 @@ def _advise(found: Verdict, shown: tuple[Finding, ...]) -> None:
         say("the last batch is half written, its writer died: the next writer takes it back (start one, verify again)")
     if counts["pending"]:
         say(f"{counts['pending']} messages are pending: not yet done, and so no difference")
+    if counts["expired"]:
+        say(f"{counts['expired']} are in the log and expired by keep_days (SHOAL_RETENTION): no difference")
     if counts["undecided"]:
         say(f"{counts['undecided']} could not be decided (docs/verify-and-replay.md says when), and are no difference")
     if not found.findings:

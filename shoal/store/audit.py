@@ -74,7 +74,7 @@ class Span:
 @dataclass(frozen=True, slots=True)
 class Report:
     """`counts` has every kind and: log_messages, pending, dead_letters, documents, rows, chunks, older_rows,
-    undecided. `findings`: the first of them."""
+    expired, undecided. `findings`: the first of them."""
 
     counts: Mapping[str, int]
     findings: tuple[Finding, ...]
@@ -93,6 +93,7 @@ class _Said:
     position: Position
     path: int
     is_expected: bool
+    is_expired: bool
 
 
 @dataclass(slots=True)
@@ -144,12 +145,14 @@ class Audit:
         *,
         is_event_id: Callable[[str], bool] = lambda _: False,
         dead_letters_are_whole: bool = True,
+        has_expired: Callable[[Announcement], bool] = lambda _: False,
     ) -> None:
         """`is_event_id`: ids made from an S3 event, which may stand for another document's. `dead_letters_are_whole`:
-        the dead-letter topics still begin where they began."""
+        the dead-letter topics still begin where they began. `has_expired`: retention takes its row, or has by now."""
         self._spans = dict(spans)
         self._is_event_id = is_event_id
         self._dead_letters_are_whole = dead_letters_are_whole
+        self._has_expired = has_expired
         self._documents: dict[str, _Document] = {}
         self._events: dict[int, list[_Said]] = {}  # path -> S3 events about it
         self._removals: dict[int, list[tuple[Position, bool, str | None]]] = {}  # path -> ObjectRemoved (of a version)
@@ -182,7 +185,7 @@ class Audit:
             if isinstance(work, Announcement):
                 said = _Said(
                     work.document_id, work.version, self._shared(work.position), hash(work.location or ""),
-                    is_expected,
+                    is_expected, self._has_expired(work),
                 )  # fmt: skip
                 if self._is_event_id(work.document_id):
                     self._events.setdefault(said.path, []).append(said)
@@ -292,7 +295,10 @@ class Audit:
         self._counts["documents"] = sum(
             any(row.stored.is_current for row in document.rows) for document in self._documents.values()
         )
-        names = ("log_messages", "pending", "dead_letters", "documents", "rows", "chunks", "older_rows", "undecided")
+        names = (
+            "log_messages", "pending", "dead_letters", "documents", "rows", "chunks", "older_rows", "expired",
+            "undecided",
+        )  # fmt: skip
         counts = {name: self._counts[name] for name in (*names, *(kind.value for kind in Kind))}
         return Report(counts, tuple(self._findings))
 
@@ -327,11 +333,15 @@ class Audit:
             _is_kept(said, document) or _is_deleted(said.position, document) or _is_removed(said, document)
             for document in documents
         ):
+            if said.is_expired:
+                self._counts["expired"] += 1
+                return
             detail = f"an S3 event of version {said.version!r} has no row"
             self._find(Kind.MISSING, said.document_id, said.version, said.position, detail)
 
     def _check_document(self, document_id: str, document: _Document) -> None:
         self._check_deletions(document_id, document)
+        is_gone = _is_expired_whole(document)
         for said in document.said:
             if not said.is_expected or _is_deleted(said.position, document) or _is_kept(said, document):
                 continue
@@ -343,6 +353,9 @@ class Audit:
             same = [row for row in document.rows if row.stored.version == said.version]
             if any(row.stored.position == said.position for row in same):
                 continue  # as an error: `_check_row` asks for its dead letter
+            if said.is_expired or is_gone:
+                self._counts["expired"] += 1
+                continue
             found = f"there is {_told(same[0])}" if same else "it has no row"
             self._find(Kind.MISSING, document_id, said.version, said.position, f"version {said.version!r}: {found}")
         for row in document.rows:
@@ -484,6 +497,14 @@ def _is_kept(said: _Said, document: _Document) -> bool:
         and _order(row.stored.position) >= _order(said.position)
         for row in document.rows
     )
+
+
+def _is_expired_whole(document: _Document) -> bool:
+    """With its current version a document goes whole, though an earlier one was collected later."""
+    said = [said for said in document.said if said.is_expected]
+    if not said or any(row.stored.is_current for row in document.rows):
+        return False
+    return max(said, key=lambda each: (each.version, _order(each.position))).is_expired
 
 
 def _is_removed(said: _Said, document: _Document) -> bool:

@@ -91,10 +91,11 @@ class ForeignTables:
     def documents(self) -> Iterator[list[ForeignDocument]]:
         """All documents, in batches, in the table's order."""
         hashes, offsets = self._places()
+        self._refuse_where_none_joins(hashes)
         names = [name for name in self._metadata.schema.names if name not in ("fence", "content_embedding")]
         with lance_errors(f"reading {self.where}"):
             for batch in self._metadata.scanner(columns=names, batch_size=DOCUMENTS_AT_ONCE).to_batches():
-                rows = batch.to_pylist()
+                rows = _in_microseconds(batch).to_pylist()
                 for start in range(0, len(rows), DOCUMENTS_AT_ONCE):
                     yield self._with_chunks(rows[start : start + DOCUMENTS_AT_ONCE], hashes, offsets)
 
@@ -108,6 +109,18 @@ class ForeignTables:
         order = np.argsort(found, kind="stable")
         return found[order], order
 
+    def _refuse_where_none_joins(self, hashes: Any) -> None:
+        if not len(hashes):
+            return
+        known = array("q")
+        with lance_errors(f"reading {self.where}"):
+            for batch in self._metadata.scanner(columns=["id"], batch_size=_SCAN_ROWS).to_batches():
+                known.extend(hash(each) for each in batch.column("id").to_pylist() if each is not None)
+        if known and not np.isin(np.array(known, np.int64), hashes).any():
+            raise ConfigurationError(
+                f"no chunk's metadata_id is the id of a row of {self.where}: are these tables of one index?"
+            )
+
     def _with_chunks(self, rows: Sequence[Row], hashes: Any, offsets: Any) -> list[ForeignDocument]:
         wanted = np.array([hash(row["id"]) for row in rows], np.int64)
         low, high = np.searchsorted(hashes, wanted, "left"), np.searchsorted(hashes, wanted, "right")
@@ -115,7 +128,7 @@ class ForeignTables:
         of: dict[str, list[tuple[Row, Any]]] = {}
         if places:
             names = [name for name in self._vectors.schema.names if name != "fence"]
-            taken = self._vectors.take(places, columns=names)
+            taken = _in_microseconds(self._vectors.take(places, columns=names))
             for row, vector in zip(taken.drop_columns([VECTOR]).to_pylist(), taken.column(VECTOR), strict=True):
                 of.setdefault(row["metadata_id"], []).append((row, vector.values))
         return [self._document(row, of.get(row["id"], [])) for row in rows]
@@ -130,6 +143,15 @@ class ForeignTables:
                 break
             vectors[at] = vector.to_numpy(zero_copy_only=False)  # a null in it is a NaN, which is refused later
         return ForeignDocument(row, tuple(each for each, _ in found), vectors)
+
+
+def _in_microseconds(rows: Any) -> Any:
+    """Times of nanoseconds cut to what Python holds; where a part of a microsecond is left, reading fails else."""
+    for at, field in enumerate(rows.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            cut = rows.column(at).cast(pa.timestamp("us", field.type.tz), safe=False)
+            rows = rows.set_column(at, field.with_type(cut.type), cut)
+    return rows
 
 
 def _order(chunk: Row) -> tuple[int, int, str]:

@@ -83,6 +83,7 @@ class Maintenance:
         self._uri = tables["metadata"].uri.rpartition("/")[0]
         self._compact_commits = settings.compact_commits
         self._cleanup_age = timedelta(seconds=settings.cleanup_age_s)
+        settings = settings.model_copy(update={"lancedb_path": self._uri})  # what is asked beside *these* tables
         self._keeper = IndexKeeper(tables, settings, self._uri)
         self._steps: deque[Step] = deque()
         self._commits = 0

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from shoal.errors import TransientError
 from shoal.settings import Settings
 from shoal.store.orphans import sweep
 from shoal.store.schemas import IS_DOCUMENT, TOMBSTONE, TableKind, metadata_table, table_uri, vectors_table
@@ -48,9 +49,12 @@ def request_purge(settings: Settings, request: Request) -> None:
 
 
 def is_purged(settings: Settings, request: Request) -> bool:
-    """Whether the writer has answered. Raises TransientError."""
+    """Whether the writer has answered, this request or a later one. Raises TransientError."""
     found = read_state(settings, ANSWER)
-    return isinstance(found, Mapping) and found.get("id") == request.id
+    if not isinstance(found, Mapping):
+        return False
+    sequence = found.get("sequence")  # another's answer covers what was deleted before its commit
+    return found.get("id") == request.id or (isinstance(sequence, int) and sequence >= request.sequence)
 
 
 class Purger:
@@ -68,7 +72,8 @@ class Purger:
         self._settings, self._tables, self._keeper = settings, tables, keeper
         self._compact, self._rebuild = compact, rebuild
         self._looked_at: datetime | None = None
-        self._rewritten: tuple[str, datetime] | None = None  # the request, and since when no new version holds it
+        self._rewritten: str | None = None  # the request of which no new version holds anything
+        self._held_since: datetime | None = None  # a look after that rewrite
         self._done: str | None = None
         self.is_thorough = False  # compactions leave out every deleted row, however few
 
@@ -83,15 +88,19 @@ class Purger:
         request = Request(str(found.get("id")), found["sequence"])
         if request.id == self._done or is_purged(self._settings, request):
             return None
-        if self._rewritten is not None and self._rewritten[0] == request.id and now - self._rewritten[1] < HOLD:
-            return None
+        if self._rewritten == request.id:
+            # Not from the step's `now`, which is of before a rewrite that takes minutes: the versions that it went
+            # through would be too young for the cleanup, and stay behind the answer.
+            self._held_since = self._held_since or now
+            if now - self._held_since < HOLD:
+                return None
         return request
 
     def step(self, request: Request, now: datetime, epoch: int) -> str:
         """The next part. Raises TransientError, FencedError."""
         for table in self._tables.values():
             table.settle(epoch)
-        if self._rewritten is None or self._rewritten[0] != request.id:
+        if self._rewritten != request.id:
             # All: a state from after the deletion, too, names files in which the deleted rows still lie.
             self._keeper.drop(self._keeper.listed())
             self.is_thorough = True
@@ -103,7 +112,7 @@ class Purger:
                     self._rebuild(kind, epoch)
             finally:
                 self.is_thorough = False
-            self._rewritten = (request.id, now)
+            self._rewritten, self._held_since = request.id, None
             return f"rewrote what held rows deleted before commit {request.sequence}"
         for table in self._tables.values():
             with lance_errors(f"cleaning {table.uri}"):
@@ -172,12 +181,17 @@ def holding(settings: Settings, options: dict[str, str], collection: str, ids: I
 
 
 def _holds(table: FencedTable, version: int, column: str, ids: list[str]) -> bool:
+    """Raises TransientError where the version is there and can't be read: nobody knows then what it holds."""
     try:
         with lance_errors(f"opening version {version} of {table.uri}"):
             old = FencedTable(table.kind, table.uri, table.options, table.dataset.checkout_version(version))
             return bool(old.rows_of((column,), column, ids, IS_DOCUMENT))
-    except ValueError:  # cleaned away since
-        return False
+    except (TransientError, ValueError) as error:
+        if "not found" in str(error).lower():
+            with lance_errors(f"listing the versions of {table.uri}"):
+                if version not in {int(each["version"]) for each in table.dataset.versions()}:
+                    return False  # cleaned away since
+        raise TransientError(f"version {version} of {table.uri} can't be read: {error}: look again") from error
 
 
 def gone_by(settings: Settings, now: datetime) -> datetime:

@@ -83,6 +83,11 @@ class Retention:
         prefixes = [name for name in self.rules if name.endswith("*") and dataset.startswith(name[:-1])]
         return self.rules[max(prefixes, key=len)] if prefixes else Rule()
 
+    def has_expired(self, dataset: str, collected_at: datetime, now: datetime) -> bool:
+        """Whether `keep_days` takes a version, at `now` or at the next look."""
+        days = self.rule(dataset).keep_days
+        return days is not None and collected_at < now - _days(days)
+
     def due(self, metadata: FencedTable, now: datetime) -> Expired | None:
         """Some of what has expired at `now`, None where nothing has. Raises TransientError."""
         for pattern, rule in sorted(self.rules.items()):

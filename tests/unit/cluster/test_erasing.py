@@ -24,6 +24,7 @@ from shoal.sources.kafka import journal_path
 from shoal.sources.messages import RawMessage
 from shoal.store import purging
 from shoal.store.erasure import documents_of, target_of
+from shoal.store.state_files import read_state, write_state
 from shoal.store.writing import TableWriter
 from tests.fixtures.documents import MODEL, WIDTH, deletion, document, vector
 
@@ -136,6 +137,80 @@ def test_without_a_service_the_deletion_waits_in_the_log_and_the_command_says_so
     assert service.erase(GONE) == Exit.TIMEOUT
     assert "is Shoal running" in capsys.readouterr().err
     assert [entry.key for entry in journal.entries_between(TOPIC, 0, 1 + journal.last_seq())] == [GONE.encode()]
+
+
+def a_cache_with(settings: Settings, *texts: str) -> EmbeddingCache:
+    cache = EmbeddingCache(settings.home / "cache" / "embeddings.sqlite", 1 << 20)
+    cache.put_many({cache_key(MODEL, WIDTH, "document", text): vector(text) for text in texts})
+    return cache
+
+
+@pytest.mark.parametrize("named", [{"ids": (GONE,)}, {"dataset": "people"}], ids=["by id", "by dataset"])
+def test_the_same_command_after_a_timeout_goes_on_with_the_same_documents_texts_and_proof(
+    settings: Settings, journal: Journal, said: Callable[[], dict[str, Any]], named: dict[str, Any]
+) -> None:
+    ids, options = named.get("ids", ()), {name: value for name, value in named.items() if name != "ids"}
+    service = Service(settings, journal, works=False)
+    # 1. Nobody applies the deletion in time. 2. Then it is, and its texts are embedded once more by what was under way.
+    assert service.erase(*ids, **options) == Exit.TIMEOUT
+    service.works = True
+    service.pause(1)
+    cache = a_cache_with(settings, "a name part 0")
+    # 3. No row names the document any more, and the same is looked for all the same.
+    assert service.erase(*ids, **options) == Exit.OK
+    proof = said()
+    assert (proof["documents"], proof["remembered"]) == (1, 1)
+    assert proof["older_versions"] > 0
+    assert proof["embedding_cache"] == {"texts": 2, "forgotten": 1, "left": 0}
+    assert any("1 stored files" in line for line in proof["not_erased"])
+    cache.close()
+
+
+def test_texts_are_forgotten_before_the_deletion_is_waited_for(settings: Settings, journal: Journal) -> None:
+    texts = ("a name part 0", "a load part 0")
+    service, cache = Service(settings, journal, works=False), a_cache_with(settings, *texts)
+    assert service.erase(GONE) == Exit.TIMEOUT
+    gone, stays = (cache_key(MODEL, WIDTH, "document", text) for text in texts)
+    assert list(cache.get_many([gone, stays], WIDTH)) == [stays]
+    cache.close()
+
+
+def test_the_memory_of_a_run_holds_no_text_and_goes_when_no_version_holds_anything(
+    settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purging, "HOLD", timedelta(0))
+    service = Service(settings, journal)
+    assert service.erase(GONE) == Exit.OK
+    (file,) = (settings.home / "erasures").iterdir()
+    assert b"a name" not in file.read_bytes()
+    assert service.erase(GONE, now=True) == Exit.OK
+    assert not file.exists()
+
+
+def test_a_rewrite_that_was_not_finished_in_time_is_not_begun_anew(
+    settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(purging, "HOLD", timedelta(days=10))
+    service = Service(settings, journal)
+    assert service.erase(GONE, now=True) == Exit.TIMEOUT
+    first = read_state(settings, purging.REQUEST)
+    service.works = False
+    service.waited_s = 0.0
+    assert service.erase(GONE, now=True) == Exit.TIMEOUT
+    assert first is not None
+    assert read_state(settings, purging.REQUEST) == first
+    # The answer may come to a later request, of another run.
+    write_state(settings, purging.ANSWER, {"id": "later", "sequence": first["sequence"] + 1})
+    assert service.erase(GONE, now=True) == Exit.FAILED  # it says rewritten, and the look finds older versions
+
+
+def test_a_vector_that_stays_in_the_cache_is_no_success(
+    settings: Settings, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, cache = Service(settings, journal), a_cache_with(settings, "a name part 0")
+    monkeypatch.setattr(EmbeddingCache, "forget_many", lambda self, keys: 0)
+    assert service.erase(GONE) == Exit.FAILED
+    cache.close()
 
 
 def test_nothing_is_sent_before_it_is_confirmed_or_where_the_question_is_unclear(

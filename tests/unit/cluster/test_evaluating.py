@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from shoal.cluster.evaluating import evaluate, own_directory
 from shoal.cluster.output import Format
 from shoal.errors import ConfigurationError
 from shoal.settings import Settings
+from shoal.store import purging
+from shoal.store.state_files import list_states, write_state
 
 TOPICS = ("wind", "solar", "hydro", "nuclear", "coal", "gas", "tides", "biomass", "storage", "imports")
 
@@ -154,6 +157,23 @@ def test_a_small_set_goes_through_the_pipeline_and_leaves_only_its_cache(
     assert "30 documents in" in printed.err
     assert "not indexed: empty" in printed.err
     assert [file.name for file in (tmp_path / "data" / "eval").iterdir()] == ["embeddings.sqlite"]
+
+
+def test_what_is_asked_of_the_service_and_its_retention_are_not_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(purging, "HOLD", timedelta(0))
+    monkeypatch.setattr(purging, "LOOK_EVERY", timedelta(0))
+    settings = Settings.model_validate(
+        {
+            "data_dir": tmp_path / "data", "embedding_provider": "hash", "fetchers": 1,
+            "retention": {"*": {"keep_days": 1}},
+        }
+    )  # fmt: skip
+    write_state(settings, purging.REQUEST, {"id": "r", "sequence": 1})
+    evaluate(settings, a_set(tmp_path / "set"), keep=False, form=Format.json)
+    assert json.loads(capsys.readouterr().out)["modes"]["keyword"]["recall@10"] == 1.0
+    assert list_states(settings, "") == [purging.REQUEST]
 
 
 def test_a_corpus_with_an_id_twice_is_refused(tmp_path: Path) -> None:

@@ -153,8 +153,9 @@ def test_what_can_not_be_taken_over_is_named_and_the_others_go_on(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
-        metadata(0), metadata(1, sha256_hash="no hash"), metadata(2, collected_at=None), metadata(3), metadata(4),
-        metadata(5, validation_status="error"), metadata(6),
+        metadata(0, chunk_count=None), metadata(1, sha256_hash="no hash"), metadata(2, collected_at=None),
+        metadata(3), metadata(4),
+        metadata(5, validation_status="error"), metadata(6, chunk_count=0), metadata(7), metadata(8, chunk_count=1),
     ]  # fmt: skip
     chunks = [
         chunk(0, 0), chunk(1, 0), chunk(2, 0), chunk(3, 0, content_embedding=[0.0] * WIDTH),
@@ -163,13 +164,66 @@ def test_what_can_not_be_taken_over_is_named_and_the_others_go_on(
     uri = old_tables(tmp_path / "old", rows, chunks)
     assert run(settings, uri) == Exit.FAILED
     said = json.loads(capsys.readouterr().out)
-    assert (said["indexed"], said["without text"], said["refused"]) == (2, 1, 4)
+    assert (said["indexed"], said["without text"], said["refused"]) == (2, 1, 6)
     why = {each["document"]: each["why"] for each in said["refused_examples"]}
-    assert set(why) == {"uuid-1", "uuid-2", "uuid-3", "uuid-4"}
+    assert set(why) == {"uuid-1", "uuid-2", "uuid-3", "uuid-4", "uuid-7", "uuid-8"}
     assert "sha256" in why["uuid-1"]
     assert "collected_at" in why["uuid-2"]
     assert "zero" in why["uuid-3"]
     assert "width" in why["uuid-4"]
+    assert "no chunk has its id" in why["uuid-7"]
+    assert "no chunk has its id" in why["uuid-8"]
+
+
+def test_chunks_of_which_none_joins_are_refused_at_once(settings: Settings, tmp_path: Path) -> None:
+    rows = [metadata(1), metadata(2)]
+    uri = old_tables(tmp_path / "old", rows, [chunk(n, 0, metadata_id=f"prefix:uuid-{n}") for n in (1, 2)])
+    with pytest.raises(ConfigurationError, match="no chunk's metadata_id"):
+        run(settings, uri)
+
+
+def test_columns_of_other_types_are_taken_over_as_text_and_times_cut(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "old"
+    uri = old_tables(place, [metadata(0)], [chunk(0, 0)])
+    odd = {"version": 20240502, "source_url": 7, "schema_embedding": "[" + "0" * (WIDTH - 2) + "]", "etag": 12}
+    table = pa.Table.from_pylist([metadata(1, **odd), metadata(2, **odd, sha256_hash=None)])
+    at = table.schema.get_field_index("collected_at")
+    nanoseconds = pa.array([1_714_521_600_000_000_123] * 2, pa.timestamp("ns"))
+    lance.write_dataset(table.set_column(at, "collected_at", nanoseconds), f"{place}/odd.lance")
+    chunks = pa.Table.from_pylist([chunk(1, 0, heading=3, rate_limit=5, at="x")])
+    fields = chunks.schema.set(chunks.schema.get_field_index("content_embedding"),
+                               pa.field("content_embedding", pa.list_(pa.float32())))  # fmt: skip
+    chunks = chunks.cast(fields).append_column("seen_at", nanoseconds[:1])
+    lance.write_dataset(chunks, f"{place}/odd_vectors.lance")
+    assert run(settings, uri, metadata_table="odd", vectors_table="odd_vectors") == Exit.FAILED
+    said = json.loads(capsys.readouterr().out)
+    assert (said["indexed"], said["refused"]) == (1, 1)
+    (row,) = damage.rows(settings.tables_uri, METADATA, "fence IS NULL")
+    assert (row["version"], row["etag"], row["schema_embedding"]) == ("20240502T000000Z", "12", None)
+    assert row["collected_at"] == datetime(2024, 5, 1, tzinfo=UTC)
+    (stored,) = damage.rows(settings.tables_uri, VECTORS, "fence IS NULL")
+    assert (stored["heading"], stored["rate_limit"]) == ("3", "5")
+
+
+def test_a_row_whose_values_are_beyond_reading_is_refused_alone(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shoal.cluster import importing
+
+    real = importing.embedded_of
+
+    def broken(found: Any, *rest: Any) -> Any:
+        if found.row["id"] == "uuid-1":
+            raise AttributeError("int has no attribute strip")
+        return real(found, *rest)
+
+    monkeypatch.setattr(importing, "embedded_of", broken)
+    uri = old_tables(tmp_path / "old", [metadata(1), metadata(2)], [chunk(1, 0), chunk(2, 0)])
+    assert run(settings, uri) == Exit.FAILED
+    said = json.loads(capsys.readouterr().out)
+    assert (said["indexed"], said["refused"], said["refused_examples"][0]["document"]) == (1, 1, "uuid-1")
 
 
 def test_a_dry_run_counts_and_makes_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -78,6 +79,17 @@ def test_lines_join_what_lies_close_and_leave_other_clusters_to_the_objects() ->
     many = [Subject(str(n), position=at(100 * n)) for n in range(LINES_MAX + 7)]
     made, hidden = lines([finding(Code.VECTOR_ZERO, VECTORS, *many)], None)
     assert (len(made), hidden) == (LINES_MAX, 7)
+
+
+def test_foreign_text_in_a_line_is_one_word_of_the_shell() -> None:
+    subject = Subject("prod:a$(id)b:f", s3_path="s3://b/it's; rm -rf ~.json")
+    ((made,), _) = lines([finding(Code.CHUNKS_MISSING, VECTORS, subject)], "here")
+    assert shlex.split(made)[:3] == ["shoal", "backfill", "s3://b/it's; rm -rf ~.json"]
+    assert shlex.split(made)[-4:] == ["--dataset", "a$(id)b", "--source", "SOURCE"]
+    assert "'a$(id)b'" in made
+    subject = Subject("no\nid: $(id)")
+    ((made,), _) = lines([finding(Code.CHUNKS_MISSING, VECTORS, subject)], "here")
+    assert "\n" not in made
 
 
 class Log:

@@ -6,17 +6,20 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
 import pytest
 
+from shoal.cluster import verifying
 from shoal.cluster.replaying import COPY, NOTHING_ASKED, OTHER_DATASET, OTHER_TIME, Choice, Chooser, copy_headers
 from shoal.cluster.verifying import Verdict, compare, dead_position, remedy
 from shoal.errors import BadDocument, DeadReason
 from shoal.records import Announcement, Deletion, Failure, Position
 from shoal.settings import Settings, load
 from shoal.sources.dead_letters import dead_letter
+from shoal.sources.log_reader import Stretch
 from shoal.sources.messages import OUTCOME_HEADER, REPLAY_HEADER, RawMessage, origin_of, parse_message
 from shoal.store.audit import Finding, Kind, Report
 
@@ -173,3 +176,38 @@ def test_every_finding_has_a_remedy_that_names_its_message() -> None:
     assert remedy(finding("a")) == "shoal replay --from-offset t/3:17-17"
     for kind in Kind:
         assert remedy(Finding(kind, "a", None, None, ""))
+
+
+@pytest.mark.parametrize(("rule", "expired", "missing"), [({"ds": {"keep_days": 1}}, 1, 0), ({}, 0, 1)])
+def test_verify_judges_the_log_by_the_retention_of_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], expired: int, missing: int
+) -> None:
+    """The announcement was collected long ago, is done, and there are no tables."""
+    stretch = Stretch("t", 0, 0, 1)
+
+    class Log:
+        def __init__(self, *_: Any) -> None: ...
+        def __enter__(self) -> Log:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+        def existing(self, topics: Any) -> list[str]:
+            return [topic for topic in topics if topic == "t"]
+
+        def whole(self, topics: list[str]) -> list[Stretch]:
+            return [stretch] * len(topics)
+
+        def committed(self, _: Any) -> dict[Any, int]:
+            return {("t", 0): 1}
+
+        def read(self, stretches: list[Stretch]) -> Iterator[RawMessage]:
+            yield from [raw(notification(), at=Position("c", "t", 0, 0, 1))] * len(stretches)
+
+        def earliest(self, _: Any) -> dict[Any, int]:
+            return {("t", 0): 0}
+
+    monkeypatch.setattr(verifying, "LogReader", Log)
+    monkeypatch.setattr(verifying, "connection", lambda _: SimpleNamespace(cluster="c"))
+    settings = load(data_dir=tmp_path, kafka_topics="t", retention=rule)
+    counts = verifying.look(settings).report.counts
+    assert (counts["expired"], counts["missing"]) == (expired, missing)

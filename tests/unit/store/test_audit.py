@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -387,6 +387,46 @@ def test_a_tombstone_whose_deletion_compaction_may_have_taken_is_undecided() -> 
     assert report.counts["undecided"] == 1
     world.tables.apply([Deletion(position(9), "scraper", "prod:ds:c")])
     assert only(world.audited()).kind is Kind.EXTRA, "beyond the end there is no gap"
+
+
+def expiring(before: datetime) -> Callable[..., Audit]:
+    def audit(spans: Any, **options: Any) -> Audit:
+        return Audit(spans, has_expired=lambda said: said.collected_at < before, **options)
+
+    return audit
+
+
+def test_what_retention_took_is_expired_and_not_missing() -> None:
+    old, new = NOW - timedelta(days=9), NOW
+    world = world_of(document(A, 0, collected_at=old), document(B, 1, collected_at=new))
+    both = list(world.tables.rows)
+    # 1. It is not gone yet. 2. It is. 3. What has not expired is missing all the same.
+    assert world.audited(expiring(NOW)).findings == ()
+    assert world.audited(expiring(NOW)).counts["expired"] == 0
+    world.tables.rows = [row for row in both if row["id"] == B]
+    world.tables.chunks = [row for row in world.tables.chunks if row["metadata_id"] == B]
+    report = world.audited(expiring(NOW))
+    assert (report.findings, report.counts["expired"]) == ((), 1)
+    world.tables.rows, world.tables.chunks = [], []
+    found = only(world.audited(expiring(NOW)))
+    assert (found.kind, found.document_id) == (Kind.MISSING, B)
+    assert kinds(world.audited()) == {Kind.MISSING}
+
+
+def test_a_document_that_expired_with_its_current_version_took_newer_history_along() -> None:
+    old, new = NOW - timedelta(days=9), NOW
+    world = world_of(
+        document(A, 0, version="1", collected_at=new), document(A, 1, version="2", content="2", collected_at=old)
+    )
+    world.tables.rows, world.tables.chunks = [], []
+    report = world.audited(expiring(NOW))
+    assert (report.findings, report.counts["expired"]) == ((), 2)
+    # Of one whose current version has not expired, neither is explained but the old one.
+    world = world_of(
+        document(A, 0, version="1", collected_at=old), document(A, 1, version="2", content="2", collected_at=new)
+    )
+    world.tables.rows, world.tables.chunks = [], []
+    assert (only(world.audited(expiring(NOW))).version) == "2"
 
 
 def test_an_error_row_is_right_beside_its_dead_letter_and_a_silent_drop_without() -> None:

@@ -113,3 +113,14 @@ def test_half_a_batch_is_left_out(whole: str, tmp_path: Path) -> None:
     assert done.manifest["half_written_batch_left_out"] is True
     chunks = pq.read_table(done.directory / f"{VECTORS}.parquet").to_pylist()
     assert {row["id"]: row["document_version"] for row in chunks} == before
+
+
+def test_a_place_that_is_no_directory_is_refused_and_not_made_below_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shoal.cluster.cli_tables import export as command
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigurationError, match="a local directory"):
+        command(Path("s3://bucket/there"), data_dir=tmp_path)
+    assert not (tmp_path / "s3:").exists()

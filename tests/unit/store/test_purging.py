@@ -12,6 +12,8 @@ from shoal.errors import TransientError
 from shoal.settings import Settings
 from shoal.store import purging
 from shoal.store.purging import Request, gone_by, holding, is_purged, request_purge
+from shoal.store.state_files import write_state
+from shoal.store.tables import FencedTable
 from shoal.store.writing import TableWriter
 from tests.fixtures.documents import MODEL, WIDTH, deletion, document
 
@@ -122,3 +124,67 @@ def test_nothing_is_purged_unasked_and_the_time_without_is_stated(tmp_path: Path
     upkeep(writer, now + 5 * MINUTE)
     assert not holding(settings, {}, "scraper", [SECRET]).is_clean
     assert gone_by(settings, now) == now + timedelta(days=7, hours=2)
+
+
+def test_a_writer_takes_requests_from_beside_its_own_tables_only(tmp_path: Path) -> None:
+    elsewhere = Settings(lancedb_path=str(tmp_path / "live"))
+    request = Request("r3", 1)
+    request_purge(elsewhere, request)
+    writer = TableWriter.open(str(tmp_path / "own"), {}, MODEL, WIDTH, settings=elsewhere, now=T0)
+    writer.apply([document(SECRET, 1)], (), T0)
+    for minute in (1, 2, 3):
+        upkeep(writer, T0 + minute * MINUTE)
+    assert not is_purged(elsewhere, request)
+
+
+def test_the_hold_begins_when_the_rewrite_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(purging, "HOLD", 10 * MINUTE)
+    settings = Settings(lancedb_path=str(tmp_path))
+    writer, now = the_story(tmp_path, settings)
+    request = Request("r4", holding(settings, {}, "scraper", [SECRET]).sequence)
+    request_purge(settings, request)
+    # 1. The rewrite begins, and takes until minute 8. 2. Ten minutes after its beginning it is not yet clean.
+    assert any(step.startswith("rewrote") for step in upkeep(writer, now + MINUTE))
+    for minute in (8, 12):
+        upkeep(writer, now + minute * MINUTE)
+    assert not is_purged(settings, request)
+    # 3. Ten minutes after the first look behind it, it is.
+    upkeep(writer, now + 18 * MINUTE)
+    assert is_purged(settings, request)
+
+
+def test_the_answer_to_a_later_request_answers_the_earlier_ones(tmp_path: Path) -> None:
+    settings = Settings(lancedb_path=str(tmp_path))
+    write_state(settings, purging.ANSWER, {"id": "other", "sequence": 7})
+    assert [is_purged(settings, Request("mine", sequence)) for sequence in (6, 7, 8)] == [True, True, False]
+
+
+def test_a_version_that_can_not_be_read_is_not_taken_for_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(lancedb_path=str(tmp_path))
+    the_story(tmp_path, settings)
+    real = FencedTable.rows_of
+
+    def rows_of(table: FencedTable, *arguments: Any) -> Any:
+        if int(table.dataset.version) < 3:
+            raise ValueError("a manifest of an unknown kind")
+        return real(table, *arguments)
+
+    monkeypatch.setattr(FencedTable, "rows_of", rows_of)
+    with pytest.raises(TransientError, match="can't be read"):
+        holding(settings, {}, "scraper", [SECRET])
+
+
+def test_a_version_that_was_cleaned_away_meanwhile_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(lancedb_path=str(tmp_path))
+    the_story(tmp_path, settings)
+    real = purging._holds
+
+    def holds(table: FencedTable, version: int, *rest: Any) -> bool:
+        table.dataset.cleanup_old_versions(timedelta(0), error_if_tagged_old_versions=False)  # just before the look
+        return real(table, version, *rest)
+
+    monkeypatch.setattr(purging, "_holds", holds)
+    held = holding(settings, {}, "scraper", [SECRET])
+    assert (held.versions, len(held.kept)) == (2, 1)  # the kept state, in each table

@@ -201,3 +201,13 @@ def test_a_wrong_rule_stops_the_start(wrong: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SHOAL_RETENTION", wrong)
     with pytest.raises(ConfigurationError):
         load()
+
+
+def test_a_version_has_expired_by_the_rule_of_its_dataset() -> None:
+    rules = Retention.of(Settings(retention={"old": {"keep_days": 2}, "many": {"keep_versions": 1}}))
+    now = datetime(2025, 1, 20, tzinfo=UTC)
+    limit = now - timedelta(days=2)
+    assert rules.has_expired("old", limit - timedelta(seconds=1), now)
+    assert not rules.has_expired("old", limit, now)
+    assert not rules.has_expired("many", limit - timedelta(days=99), now)
+    assert not rules.has_expired("other", limit - timedelta(days=99), now)
