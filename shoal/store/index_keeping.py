@@ -93,7 +93,8 @@ class IndexKeeper:
         self._build: Build | None = None
         self._built: tuple[_Index, Act, int] | None = None  # what the build is of; vectors when it began
         self._report: Report | None = None  # of a build that ended and was not looked at yet
-        self._requests: list[Request] | None = None
+        self._requests: list[Request] = []
+        self._is_asked = True  # whether the tables may hold requests that are not known yet
 
     @property
     def building(self) -> TableKind | None:
@@ -107,7 +108,7 @@ class IndexKeeper:
 
     def reopened(self) -> None:
         """The tables were opened: what they owe is read from them."""
-        self._requests = None
+        self._is_asked = True
         if not self._is_restored:
             self._is_restored = True
             self._restore()
@@ -130,8 +131,8 @@ class IndexKeeper:
             index.failures = int(_number(record.failures)) if index.ended_at else 0
 
     def asked(self) -> None:
-        """A command about indexes was applied."""
-        self._requests = None
+        """A command was applied. It may be one about indexes."""
+        self._is_asked = True
 
     def stop(self) -> None:
         """Another writer has the tables: what is under way here is its affair."""
@@ -141,16 +142,20 @@ class IndexKeeper:
 
     def new_optimize(self) -> bool:
         """Read what operators ask, where that may have changed; whether compaction is wanted of it now."""
-        if self._requests is not None:
+        if not self._is_asked:
             return False
         found = requests.unfinished(self._tables["jobs"])
-        self._requests = found
-        for request in found:
+        self._is_asked = False
+        # What is done of a request stands in no table until all of it is: forgotten, it would begin anew.
+        known = {request.id: request for request in self._requests}
+        new = [request for request in found if request.id not in known]
+        self._requests = [known.get(request.id, request) for request in found]
+        for request in new:
             if request.id not in self._state.requests:
                 self._state.requests[request.id] = {"state": "waiting", "detail": ""}
-        if found:
+        if new:
             self.changed()
-        return any(request.kind == requests.OPTIMIZE for request in found)
+        return any(request.kind == requests.OPTIMIZE for request in new)
 
     def step(self, epoch: int, now: datetime) -> str | None:
         """Do one short thing and say what it was; None where there is nothing to do or a build goes on."""
@@ -362,7 +367,7 @@ class IndexKeeper:
     # --- requests and state -------------------------------------------------------------------
 
     def _asking(self, index: _Index) -> list[Request]:
-        return [request for request in self._requests or () if index.column in request.left]
+        return [request for request in self._requests if index.column in request.left]
 
     def _asked(self, index: _Index) -> Act | None:
         return next((request.act for request in self._asking(index)), None)
@@ -375,13 +380,13 @@ class IndexKeeper:
             index.is_stale |= bool(self._asking(index))
 
     def _end_request(self, epoch: int, now: datetime) -> str | None:
-        for request in self._requests or ():
+        for request in self._requests:
             if request.left:
                 continue
             jobs = self._tables["jobs"]
             jobs.settle(epoch)
             requests.record(jobs, request, now)
-            self._requests = [other for other in self._requests or () if other is not request]
+            self._requests = [other for other in self._requests if other is not request]
             self._state.finish(request.id, "failed" if request.is_failed else "done", request.detail, now)
             return f"{request.kind} {request.id} is {'failed' if request.is_failed else 'done'}"
         return None

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from shoal.store.tables import FencedTable
 from shoal.store.verification import canary_word, coverage, text_canary, vector_canary
 from shoal.store.writing import TableWriter
 from tests.fixtures.documents import MODEL, command, document
-from tests.fixtures.upkeep import HANG_S, upkeep
+from tests.fixtures.upkeep import HANG_S, LOOK_S, upkeep
 
 NOW = datetime(2025, 1, 20, 15, 0, tzinfo=UTC)
 WIDTH = 16
@@ -435,6 +436,38 @@ def test_optimize_compacts_and_folds_everything_in(place: str) -> None:
     assert [view.unindexed for view in found.values()] == [0] * len(found)
     assert len(found[VECTORS].segments) == 1
     assert_right(place, 700)
+
+
+def test_other_commands_do_not_make_a_rebuild_begin_anew(place: str) -> None:
+    writer = filled(place, compact_commits=1_000)
+    ask(writer, "r1", "index_rebuild", {"columns": ["content_embedding", "content_summary"]})
+    done: list[str] = []
+    deadline = time.monotonic() + HANG_S
+    # Between any two steps comes another command.
+    for number in count():
+        if jobs(place)["r1"][0] == "done":
+            break
+        assert time.monotonic() < deadline
+        step = writer.maintain(NOW)
+        if step is None:  # a build goes on
+            time.sleep(LOOK_S)
+            continue
+        done.append(step)
+        ask(writer, f"other-{number}", "fix_mark", {"fix_ids": ["no such fix"], "status": "approved"}, offset=number)
+    assert sum("train of content_embedding took" in step for step in done) == 1
+    assert sum("train of content_summary took" in step for step in done) == 1
+    assert_right(place, 600)
+
+
+def test_other_commands_do_not_repeat_the_compaction_of_an_open_optimize(place: str) -> None:
+    writer = filled(place, compact_commits=1_000)
+    keeper = writer._maintenance._keeper
+    ask(writer, "o1", "index_optimize", {})
+    assert keeper.new_optimize(), "it wants a compaction"
+    ask(writer, "other", "fix_mark", {"fix_ids": ["no such fix"], "status": "approved"}, offset=1)
+    assert not keeper.new_optimize(), "that compaction was wanted before"
+    ask(writer, "o2", "index_optimize", {}, offset=2)
+    assert keeper.new_optimize()
 
 
 def test_a_rebuild_below_the_size_says_that_there_is_nothing_to_do(place: str) -> None:
