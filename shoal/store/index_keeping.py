@@ -275,7 +275,8 @@ class IndexKeeper:
             parameters = policy.training(kind, counts.rows, table.facts.width)
             job = Job(how="train", sort=policy.LANCE_TYPES[kind], parameters=parameters, **common)
         else:
-            job = Job(how="merge", merges=len(counts.segments) if act is Act.MERGE else 0, **common)
+            merges = len(counts.segments) if act is Act.MERGE else policy.fold_merges(counts)
+            job = Job(how="merge", merges=merges, **common)
         try:
             self._build = Build(job, self._threads)
         except OSError as error:

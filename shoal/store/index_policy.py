@@ -44,9 +44,9 @@ ALARM_GROWTH, ALARM_S = 1.1, 86_400.0
 """An alarm of recall trains anew where a tenth of the rows came since, or a day passed: the same rows make the same
 index, and an alarm that no training ends must not keep it busy."""
 DELTAS_MAX = 8
-UNINDEXED_ROWS, UNINDEXED_SHARE = 20_000, 0.1
 FOLD_ROWS_MAX = 5_000
-"""Rows that the writer folds in by itself, between two commits: about a second at 1536 dimensions. More is a build."""
+"""Rows that the writer folds in by itself, between two commits: about a second at 1536 dimensions. More is a build,
+and due at once: what neither takes in is scanned by every search until more rows come, which may be never."""
 DELTA_ROWS_MAX = 20_000
 """A delta takes more rows until it has so many: rewriting it costs milliseconds, and eight hold 160,000 rows."""
 CHEAP_ROWS_MAX = 200_000
@@ -151,9 +151,8 @@ def _due(counts: Counts, past: Past, limits: Limits) -> tuple[Act, str, bool]:
     deltas = len(counts.segments)
     if deltas >= DELTAS_MAX or (past.asked is Act.MERGE and (deltas > 1 or counts.unindexed)):
         return Act.MERGE, "asked for" if is_asked else f"{deltas} deltas, {DELTAS_MAX} are too many", is_asked
-    bound = max(UNINDEXED_ROWS, int(UNINDEXED_SHARE * rows))
-    if counts.unindexed > bound:
-        return Act.FOLD, f"{counts.unindexed} rows are not indexed, more than {bound}", False
+    if counts.unindexed > FOLD_ROWS_MAX:
+        return Act.FOLD, f"{counts.unindexed} rows are not indexed, more than {FOLD_ROWS_MAX}", False
     return Act.NOTHING, "up to date", False
 
 
@@ -179,10 +178,15 @@ def backoff_s(failures: int) -> float:
 
 
 def folds_in_place(counts: Counts) -> int | None:
-    """How many of the newest deltas the writer merges its new rows into: 0 makes a new delta, None is no work for
-    it. Graphs are built anew by each merge, so they never are here."""
+    """As `fold_merges`, for a fold by the writer itself; None is no work for it."""
     if not counts.segments or not 0 < counts.unindexed <= FOLD_ROWS_MAX:
         return None
+    return fold_merges(counts)
+
+
+def fold_merges(counts: Counts) -> int:
+    """How many of the newest deltas a fold merges new rows into: 0 makes a new delta. Graphs are built anew by each
+    merge, so they never are."""
     is_small = len(counts.segments) > 1 and counts.segments[-1] + counts.unindexed <= DELTA_ROWS_MAX
     return int(is_small and counts.kind is not Kind.IVF_HNSW_SQ)
 

@@ -88,7 +88,7 @@ class Maintenance:
         self._commits = 0
         self._rows_since_fold = 0
         self._cleaned_at: datetime | None = None
-        self._held_back: set[TableKind] = set()  # tables whose compaction waits for a build
+        self._held_back: set[TableKind] = set()  # tables whose compaction and fold wait for a build
         self._now = datetime.min
         self._snapshots = SnapshotKeeper(tables["metadata"], tables["vectors"], Keeping.of(settings))
         self._snapshots_at: datetime | None = None
@@ -169,6 +169,7 @@ class Maintenance:
         if building is None:
             for kind in sorted(self._held_back):
                 self._steps.append(partial(self._compact, kind))
+                self._steps.append(partial(self._fold, kind))
             self._held_back.clear()
         if self._keeper.new_optimize() or self._commits >= self._compact_commits:
             self._commits = 0
@@ -185,6 +186,8 @@ class Maintenance:
             self._rows_since_fold = 0
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
+                if kind == building:  # what the build holds back of it
+                    self._held_back.add(kind)
         if self._snapshots_at is None or now - self._snapshots_at >= self._snapshots.interval:
             self._snapshots_at = now
             self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away

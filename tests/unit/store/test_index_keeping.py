@@ -160,6 +160,26 @@ def test_writes_and_queries_go_on_while_an_index_is_built_and_compaction_waits_f
     assert_right(place, 660)
 
 
+def test_rows_written_while_an_index_is_built_are_taken_in_after_it(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.store.maintenance.FOLD_ROWS", 50)
+    writer = open_writer(place, compact_commits=1_000)
+    write(writer, 0, 60)
+    # 1. A build is under way. 2. Rows come, and a fold is due that can't touch what is built. 3. The build ends, and
+    # nothing more is ever written.
+    child = begin_build(writer)
+    write(writer, 60, 10)
+    while writer.maintain(NOW) is not None:
+        pass
+    assert views(table(place))[TEXT].unindexed >= 100
+    child.resume()
+    upkeep(writer, NOW)
+    found = views(table(place))
+    assert [view.unindexed for view in found.values()] == [0] * len(found)
+    assert_right(place, 700)
+
+
 def test_a_killed_build_leaves_nothing_wrong_is_shown_and_tried_again_later(place: str) -> None:
     writer = open_writer(place)
     write(writer, 0, 30)

@@ -141,10 +141,9 @@ def test_sub_vectors_divide_the_width(width: int) -> None:
         (counts(OUTGROWN * 20_000 + 1, trained=20_000), Act.TRAIN),
         (counts(100_000, segments=DELTAS_MAX - 1), Act.NOTHING),
         (counts(100_000, segments=DELTAS_MAX), Act.MERGE),
-        (counts(100_000, unindexed=20_000), Act.NOTHING),
-        (counts(100_000, unindexed=20_001), Act.FOLD),
-        (counts(1_000_000, unindexed=100_000), Act.NOTHING),
-        (counts(1_000_000, unindexed=100_001), Act.FOLD),
+        (counts(100_000, unindexed=FOLD_ROWS_MAX), Act.NOTHING),
+        (counts(100_000, unindexed=FOLD_ROWS_MAX + 1), Act.FOLD),
+        (counts(10_000_000, unindexed=FOLD_ROWS_MAX + 1), Act.FOLD),
         (counts(100_000, kind=Kind.IVF_RQ), Act.TRAIN),  # the setting was changed
         (counts(100_000, kind=None), Act.TRAIN),  # a kind that no setting names
         (counts(300, segments=2), Act.NOTHING),  # deleted down to few: the index stays
@@ -214,6 +213,18 @@ def test_few_rows_are_folded_into_the_last_delta_until_it_is_large() -> None:
     assert of(100_000, unindexed=FOLD_ROWS_MAX + 1) is None
     assert of(100_000, unindexed=0) is None
     assert of() is None
+
+
+@given(some_counts)
+def test_no_rows_are_too_many_for_the_writer_and_too_few_for_a_build(found: Counts) -> None:
+    """On a machine that goes idle nothing else ever takes them in."""
+    if found.segments and found.unindexed and found.rows >= TRAINING_ROWS_MIN and found.kind is LIMITS.kind:
+        assert folds_in_place(found) is not None or due(found).act in BUILDS
+
+
+def test_a_fold_rests_after_a_build_like_any_other() -> None:
+    decision = due(counts(100_000, unindexed=FOLD_ROWS_MAX + 1), Past(ended_s=1.0, took_s=10.0))
+    assert (decision.act, decision.due) == (Act.NOTHING, Act.FOLD)
 
 
 def test_a_build_has_at_least_a_thread_and_at_most_its_share() -> None:
