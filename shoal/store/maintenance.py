@@ -44,6 +44,8 @@ FRAGMENT_BYTES = 64 * 1024 * 1024
 that stalls the writer for seconds; much below, a big table has thousands of files to open."""
 COMPACTION_BYTES_MAX = 4 * FRAGMENT_BYTES
 """What one step rewrites at most (seconds of work); the next step goes on from there."""
+FOLD_AGAIN = timedelta(seconds=60)
+"""After a fold of one index failed: the storage may have been unwell. Failing again it is the index that is."""
 FOLD_ROWS = 1_500
 """Chunks written that make folding them into the indexes due: keyword search costs 23 us for each that is not."""
 _ROW_TEXT_BYTES = 1024  # of a row beside its vector, by rule of thumb
@@ -89,6 +91,8 @@ class Maintenance:
         self._rows_since_fold = 0
         self._cleaned_at: datetime | None = None
         self._held_back: set[TableKind] = set()  # tables whose compaction and fold wait for a build
+        self._unfolded: dict[tuple[TableKind, str], int] = {}  # index -> its folds in a row that failed
+        self._fold_again_at: datetime | None = None
         self._now = datetime.min
         self._snapshots = SnapshotKeeper(tables["metadata"], tables["vectors"], Keeping.of(settings))
         self._snapshots_at: datetime | None = None
@@ -182,8 +186,8 @@ class Maintenance:
             self._steps.extend(self._index_steps(LATER))
             self._keeper.changed()
             self._rows_since_fold = FOLD_ROWS
-        if self._rows_since_fold >= FOLD_ROWS:
-            self._rows_since_fold = 0
+        if self._rows_since_fold >= FOLD_ROWS or (self._fold_again_at is not None and now >= self._fold_again_at):
+            self._rows_since_fold, self._fold_again_at = 0, None
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
                 if kind == building:  # what the build holds back of it
@@ -286,14 +290,12 @@ class Maintenance:
                 lambda dataset: dataset.optimize.optimize_indices(index_names=folded),
             )  # fmt: skip
         if self._keeper.building != kind:  # a build replaces its index, with these rows or without
-            if text in found:
-                self._fold_alone(kind, text, None, epoch)
+            if text in found and self._fold_alone(kind, text, None, epoch):
                 folded.append(text)
             if vector in found:
                 view = found[vector]
                 merges = folds_in_place(Counts(view.rows, view.segments, view.unindexed, kind=view.kind))
-                if merges is not None:
-                    self._fold_alone(kind, vector, merges, epoch)
+                if merges is not None and self._fold_alone(kind, vector, merges, epoch):
                     folded.append(vector)
                 self._keeper.changed()
         if not folded:
@@ -302,9 +304,10 @@ class Maintenance:
         self._verify(kind, "folding", epoch, frozenset(folded))
         return f"folded new rows into the indexes of {kind}"
 
-    def _fold_alone(self, kind: TableKind, name: str, merges: int | None, epoch: int) -> None:
+    def _fold_alone(self, kind: TableKind, name: str, merges: int | None, epoch: int) -> bool:
         """Fold one index by itself: a damaged one fails every fold (also facts, lance #8310), and would take the
-        others with it. Verification tells, and it is built anew. A vector index is given a number of deltas: else
+        others with it. Whether it must cover every row now: it was folded, or failed again, of which verification
+        tells, and it is built anew. A vector index is given a number of deltas: else
         Lance trains it anew, with its own choice of partitions, one below 8192 rows."""
         numbers: dict[str, Any] = {} if merges is None else {"num_indices_to_merge": merges}
         try:
@@ -316,6 +319,11 @@ class Maintenance:
             raise
         except TransientError as error:
             log.warning("%s", error)
+            self._unfolded[kind, name] = failures = self._unfolded.get((kind, name), 0) + 1
+            self._fold_again_at = self._now + FOLD_AGAIN
+            return failures > 1
+        self._unfolded.pop((kind, name), None)
+        return True
 
     def _rebuild_scalar(self, kind: TableKind, epoch: int) -> None:
         """Make the scalar and full-text indexes of a table anew: a fold leaves what deleted rows said in them."""

@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -80,22 +81,25 @@ def record(place: str, column: str = "content_embedding") -> dict[str, Any]:
     return found
 
 
-def child_of_this_process() -> psutil.Process:
-    (child,) = [
-        process for process in psutil.Process().children() if "shoal.store.building" in " ".join(process.cmdline())
-    ]
-    return child
-
-
 def begin_build(writer: TableWriter, now: datetime = NOW) -> psutil.Process:
-    """Until the child is there; it stands still then."""
+    """Until the child is there. It stands still from its start: a slow disk may hold us for longer than it builds."""
+    children: list[int] = []
+    start = subprocess.Popen
+
+    def start_still(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = start(*args, **options)
+        process.send_signal(signal.SIGSTOP)
+        children.append(process.pid)
+        return process
+
     deadline = time.monotonic() + HANG_S
-    while not writer.is_building:
-        assert writer.maintain(now) is not None
-        assert time.monotonic() < deadline
-    child = child_of_this_process()
-    child.suspend()
-    return child
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shoal.store.builds.subprocess.Popen", start_still)
+        while not writer.is_building:
+            assert writer.maintain(now) is not None
+            assert time.monotonic() < deadline
+    (child,) = children
+    return psutil.Process(child)
 
 
 def assert_right(place: str, chunks: int) -> None:
@@ -360,6 +364,50 @@ def test_a_fold_that_was_skipped_is_noticed(place: str, monkeypatch: pytest.Monk
     assert any("train of content_summary took" in step and "verified" in step for step in done)
     assert_right(place, 620)
     assert views(table(place))[TEXT].unindexed == 0
+
+
+@pytest.mark.parametrize("name", [VECTORS, TEXT])
+def test_a_fold_that_fails_is_tried_again_and_only_failing_twice_is_a_defect(
+    place: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from shoal.errors import TransientError
+
+    writer = filled(place)
+    keeper = writer._maintenance._keeper
+    (index,) = [index for index in keeper._indexes if (index.kind, index.name) == ("vectors", name)]
+    real = Maintenance._on
+    fails = True
+
+    def failing(self: Any, kind: Any, epoch: int, doing: str, operation: Any) -> Any:
+        if fails and doing == f"folding rows into {name} of":
+            raise TransientError("the storage is unwell")
+        return real(self, kind, epoch, doing, operation)
+
+    def fold(at: datetime) -> list[str]:
+        done = []
+        while index.defect is None and (step := writer.maintain(at)) is not None:
+            done.append(step)
+        return done
+
+    monkeypatch.setattr(Maintenance, "_on", failing)
+    # 1. One failure is no defect. 2. After a minute, with nothing more written, it is tried again and goes well.
+    write(writer, 60, 1)
+    write(writer, 61, 1)
+    fold(NOW + HOUR)
+    assert index.defect is None
+    assert views(table(place))[name].unindexed
+    fails = False
+    assert not any("folded" in step for step in fold(NOW + HOUR + timedelta(seconds=59)))
+    fold(NOW + HOUR + timedelta(seconds=60))
+    assert not views(table(place))[name].unindexed
+    # 3. Two failures in a row are a defect.
+    fails = True
+    write(writer, 62, 1)
+    write(writer, 63, 1)
+    fold(NOW + 2 * HOUR)
+    assert index.defect is None
+    fold(NOW + 2 * HOUR + timedelta(seconds=60))
+    assert "leaves out" in str(index.defect)
 
 
 def test_a_step_that_loses_rows_is_an_error_and_no_silent_success(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
