@@ -246,14 +246,14 @@ class IndexKeeper:
 
     def _vectors(self, index: _Index, table: FencedTable, view: IndexView | None) -> int:
         """Rows with a vector. Counting them exactly reads every vector, so it is done only where an index may be
-        due, and again when there may be a tenth more."""
+        due, and again when there may be a tenth more, or less."""
         if index.kind == "vectors":
             return table.count() - 1
         bound = table.count(f"validation_status = 'indexed' AND {IS_CURRENT}")
         if view is None and bound < self._limits.rows_min:
             return bound
         counted_of, counted = index.counted
-        if not counted_of or not counted_of <= bound <= counted_of * _RECOUNT:
+        if not counted_of or not counted_of / _RECOUNT <= bound <= counted_of * _RECOUNT:
             counted = table.count(f"{index.column} IS NOT NULL")
             index.counted = (bound, counted)
         return counted

@@ -21,6 +21,7 @@ import pytest
 from shoal.records import Outcome
 from shoal.settings import Settings
 from shoal.store import recall
+from shoal.store.index_keeping import IndexKeeper
 from shoal.store.index_state import STATE
 from shoal.store.index_views import views
 from shoal.store.maintenance import Maintenance
@@ -299,6 +300,26 @@ def test_another_kind_by_setting_is_built_and_flat_drops_it(place: str) -> None:
     upkeep(open_writer(place, index_kind="flat"), NOW)
     assert VECTORS not in views(table(place))
     assert record(place)["kind"] is None
+
+
+def test_vectors_are_counted_anew_only_where_a_tenth_came_or_went(place: str) -> None:
+    keeper = IndexKeeper({}, Settings(index_rows_min=256), place)
+    (index,) = [index for index in keeper._indexes if index.column == "schema_embedding"]
+    counted: list[int] = []
+
+    class Fake:
+        bound = 1_000
+
+        def count(self, predicate: str) -> int:
+            if "IS NOT NULL" in predicate:
+                counted.append(self.bound)
+            return self.bound
+
+    fake: Any = Fake()
+    for bound in (1_000, 999, 950, 910, 1_099, 900, 880, 1_000):
+        fake.bound = bound
+        keeper._vectors(index, fake, None)
+    assert counted == [1_000, 900, 1_000]
 
 
 def test_the_vectors_of_descriptions_are_indexed_too_and_history_has_none(place: str) -> None:
