@@ -41,6 +41,8 @@ LOOK_AGAIN_S = 30.0
 """Between two looks at what waits. Looking costs a few milliseconds on disk, a few requests on S3."""
 LOOK_ANYWAY_S = 300.0
 """Between two looks where nothing was written: recall may have been measured."""
+_FTS_DETAILS = {"base_tokenizer" if name == "analyzer" else name: value for name, value in FTS_OPTIONS.items()}
+"""How Lance tells these options of an index that has them."""
 ASKED_TRIES_MAX = 3
 """Failures after which a request counts as failed. The policy goes on trying what it finds due itself."""
 _RECOUNT = 1.1
@@ -65,6 +67,7 @@ class _Index:
     base: str = ""
     training: tuple[str, int] = ("", 0)
     counted: tuple[int, int] = (0, 0)
+    is_made: bool = False  # the full-text index by this writer: other options are not ours to change then
 
     @property
     def is_text(self) -> bool:
@@ -225,7 +228,10 @@ class IndexKeeper:
     def _counts(self, index: _Index, table: FencedTable, view: IndexView | None) -> Counts:
         if index.is_text:
             rows = table.count() - 1
-            return Counts(rows, view.segments if view else (), view.unindexed if view else rows)
+            if view is None:
+                return Counts(rows, unindexed=rows)
+            other = any(view.details.get(name, value) != value for name, value in _FTS_DETAILS.items())
+            return Counts(rows, view.segments, view.unindexed, is_other=other and not index.is_made)
         rows = self._vectors(index, table, view)
         if view is None:
             return Counts(rows, unindexed=rows)
@@ -299,8 +305,10 @@ class IndexKeeper:
         if outcome is None:
             index.defect = outcome = rows_changed(report.rows_before, report.rows_after) or self._defect(index, table)
             index.base = ""
-            if outcome is None and act is Act.TRAIN and not index.is_text:
-                self._trained(index, table, rows, now)
+            if outcome is None and act is Act.TRAIN:
+                index.is_made = True
+                if not index.is_text:
+                    self._trained(index, table, rows, now)
             self._verified(index, f"{act}", outcome, now)
         self._build = self._built = self._report = None
         return self._ended(index, now, report, str(act), outcome)

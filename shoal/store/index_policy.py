@@ -71,13 +71,15 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """An index and its table. `rows` have a vector; `segments` are the rows of the base and of each delta, none
-    where there is no index; `unindexed` rows are in none of them. `trained_rows` had a vector at the training."""
+    where there is no index; `unindexed` rows are in none of them. `trained_rows` had a vector at the training;
+    `is_other`: a full-text index was made with other options than it would be now."""
 
     rows: int
     segments: Sequence[int] = ()
     unindexed: int = 0
     trained_rows: int = 0
     kind: Kind | None = None
+    is_other: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +120,19 @@ def decide(counts: Counts, past: Past, limits: Limits) -> Decision:
 
 def decide_text(counts: Counts, past: Past) -> Decision:
     """What to do about a full-text index. It needs no training, and maintenance makes it and folds rows in; what is
-    left is to build it anew where it is broken, and what is asked for."""
+    left is to build it anew where it is broken or made with other options, and what is asked for."""
     if not counts.segments:
         return Decision(Act.NOTHING, Act.NOTHING, "not there yet")
-    due, why = past.asked or Act.NOTHING, "asked for" if past.asked else "up to date"
+    due, why, is_urgent = Act.NOTHING, "up to date", True
     if past.defect:
         due, why = Act.TRAIN, f"verification failed: {past.defect}"
-    waits = _waits(past, None, is_urgent=True) if due is not Act.NOTHING else None
+    elif past.asked is Act.TRAIN:
+        due, why = Act.TRAIN, "asked for"
+    elif counts.is_other:
+        due, why, is_urgent = Act.TRAIN, "made with other options", False
+    elif past.asked and (len(counts.segments) > 1 or counts.unindexed):
+        due, why = past.asked, "asked for"
+    waits = _waits(past, None, is_urgent) if due is not Act.NOTHING else None
     return Decision(Act.NOTHING if waits else due, due, f"{why}; waits {waits}" if waits else why)
 
 
@@ -166,9 +174,9 @@ def _waits(past: Past, limits: Limits | None, is_urgent: bool) -> str | None:
     if past.failures:
         left_s = backoff_s(past.failures) - past.ended_s
         return f"{left_s:.0f} s after {past.failures} failed builds" if left_s > 0 else None
-    if is_urgent or limits is None:
+    if is_urgent:
         return None
-    left_s = max(limits.interval_s, REST * past.took_s) - past.ended_s
+    left_s = max(limits.interval_s if limits else 0.0, REST * past.took_s) - past.ended_s
     return f"{left_s:.0f} s after the last build" if left_s > 0 else None
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from shoal.records import Outcome
 from shoal.settings import Settings
-from shoal.store import recall
+from shoal.store import index_keeping, recall
 from shoal.store.index_keeping import IndexKeeper
 from shoal.store.index_state import STATE
 from shoal.store.index_views import views
@@ -300,6 +300,24 @@ def test_another_kind_by_setting_is_built_and_flat_drops_it(place: str) -> None:
     upkeep(open_writer(place, index_kind="flat"), NOW)
     assert VECTORS not in views(table(place))
     assert record(place)["kind"] is None
+
+
+def test_a_full_text_index_made_with_other_options_is_made_anew_once(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = open_writer(place)
+    write(writer, 0, 1)
+    lance.dataset(f"{place}/scraper_vectors.lance").create_scalar_index(
+        "content_summary", "INVERTED", name=TEXT, replace=True, with_position=True
+    )
+    upkeep(open_writer(place), NOW)
+    details = views(table(place))[TEXT].details
+    assert (details["base_tokenizer"], details["split_identifiers"]) == ("code", True)
+    assert "other options" not in record(place, "content_summary")["why"]
+    # A Lance that tells an option otherwise than it was given must not keep the writer busy.
+    monkeypatch.setitem(index_keeping._FTS_DETAILS, "max_token_length", 41)
+    done = upkeep(again := open_writer(place), NOW + HOUR) + upkeep(again, NOW + 2 * HOUR)
+    assert sum("train of content_summary took" in step for step in done) == 1
 
 
 def test_vectors_are_counted_anew_only_where_a_tenth_came_or_went(place: str) -> None:

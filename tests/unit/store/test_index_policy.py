@@ -179,11 +179,22 @@ def test_what_an_operator_asks_is_done_where_it_can_be() -> None:
 def test_a_full_text_index_is_built_anew_where_it_is_broken_or_as_asked() -> None:
     found = counts(100)
     assert decide_text(found, Past()).act is Act.NOTHING
-    assert decide_text(found, Past(asked=Act.MERGE, ended_s=1.0)).act is Act.MERGE
+    assert decide_text(found, Past(asked=Act.TRAIN, ended_s=1.0)).act is Act.TRAIN
+    assert decide_text(counts(100, unindexed=1), Past(asked=Act.MERGE, ended_s=1.0)).act is Act.MERGE
+    assert decide_text(counts(100, segments=2), Past(asked=Act.MERGE, ended_s=1.0)).act is Act.MERGE
+    assert decide_text(found, Past(asked=Act.MERGE)).due is Act.NOTHING, "there is nothing to merge"
     assert decide_text(found, Past(defect="a gap", ended_s=1.0, took_s=50.0)).act is Act.TRAIN
     assert decide_text(counts(100, segments=0), Past(defect="a gap")).act is Act.NOTHING, "maintenance makes it"
     again = decide_text(found, Past(defect="a gap", ended_s=1.0, failures=2))
     assert (again.act, again.due) == (Act.NOTHING, Act.TRAIN)
+
+
+def test_a_full_text_index_made_with_other_options_is_built_anew_with_no_hurry() -> None:
+    other = counts(100, is_other=True)
+    assert decide_text(other, Past()) == Decision(Act.TRAIN, Act.TRAIN, "made with other options")
+    soon = decide_text(other, Past(ended_s=1.0, took_s=1.0))
+    assert (soon.act, soon.due) == (Act.NOTHING, Act.TRAIN)
+    assert decide_text(other, Past(ended_s=1.0, took_s=1.0, asked=Act.TRAIN)).act is Act.TRAIN
 
 
 def test_failures_are_tried_ever_more_rarely_and_never_given_up() -> None:
