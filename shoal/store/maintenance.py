@@ -34,6 +34,7 @@ from shoal.store.index_policy import Counts, folds_in_place
 from shoal.store.index_views import index_name, views
 from shoal.store.orphans import fileless_indexes, sweep, sweep_state
 from shoal.store.purging import Purger
+from shoal.store.remaking import Remakes
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
 from shoal.store.snapshots import Keeping, SnapshotKeeper
 from shoal.store.tables import CommitRefused, FencedTable, lance_errors
@@ -93,6 +94,7 @@ class Maintenance:
         self._held_back: set[TableKind] = set()  # tables whose compaction and fold wait for a build
         self._unfolded: dict[tuple[TableKind, str], int] = {}  # index -> its folds in a row that failed
         self._fold_again_at: datetime | None = None
+        self._remakes = Remakes()
         self._now = datetime.min
         self._snapshots = SnapshotKeeper(tables["metadata"], tables["vectors"], Keeping.of(settings))
         self._snapshots_at: datetime | None = None
@@ -164,7 +166,7 @@ class Maintenance:
         return self._did(done) if done is not None else None
 
     def _did(self, done: str) -> str:
-        self.last = f"{done} at {self._now:%Y-%m-%dT%H:%M:%SZ}"
+        self.last = f"{done} at {self._now:%Y-%m-%dT%H:%M:%SZ}{self._remakes.told(self._now)}"
         return self.last
 
     def _gather(self, now: datetime) -> None:
@@ -232,6 +234,8 @@ class Maintenance:
         """Hold the table's indexes against its rows; a scalar index that is wrong is made anew, the others by
         the keeper."""
         for name in self._keeper.verify(kind, after, self._now, whole=whole):
+            if not self._remakes.may(kind, name, self._now):  # that it is wrong was logged
+                continue
             self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
             self._steps.extend(self._index_steps(AT_ONCE))
             self._steps.extend(self._index_steps(LATER))
@@ -358,6 +362,9 @@ class Maintenance:
         if kind == "metadata":
             sweep_state(self._uri, self._cleanup_age)
         for name in fileless_indexes(table):
+            if not self._remakes.may(kind, name, self._now):
+                log.error("%s of %s lacks its files again", name, kind)
+                continue
             self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
             self._steps.extend(self._index_steps(AT_ONCE))
             self._commits = self._compact_commits  # the others come with the next round
