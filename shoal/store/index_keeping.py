@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from shoal.errors import TransientError
@@ -45,6 +45,8 @@ _FTS_DETAILS = {"base_tokenizer" if name == "analyzer" else name: value for name
 """How Lance tells these options of an index that has them."""
 ASKED_TRIES_MAX = 3
 """Failures after which a request counts as failed. The policy goes on trying what it finds due itself."""
+STAGE_S = 10.0
+"""Between two writes of how far a build is: each is a request on S3, in the writer's thread."""
 _RECOUNT = 1.1
 
 log = logging.getLogger("shoal.store")
@@ -95,6 +97,7 @@ class IndexKeeper:
         self._is_restored = False
         self._build: Build | None = None
         self._built: tuple[_Index, Act, int] | None = None  # what the build is of; vectors when it began
+        self._staged_at = datetime.min.replace(tzinfo=UTC)
         self._report: Report | None = None  # of a build that ended and was not looked at yet
         self._requests: list[Request] = []
         self._is_asked = True  # whether the tables may hold requests that are not known yet
@@ -172,7 +175,8 @@ class IndexKeeper:
             if self._report is None and self._build is not None:
                 self._report = self._build.poll()
             if self._report is None:
-                self._show_build()
+                if (now - self._staged_at).total_seconds() >= STAGE_S:
+                    self._show_build(now)
                 return None
             return self._finish(self._report, epoch, now)
         for index in self._indexes:
@@ -292,7 +296,7 @@ class IndexKeeper:
         for request in self._asking(index):
             self._state.requests[request.id] = {"state": "building", "detail": index.column}
         self._state.build = {"at": stamp(now)}
-        self._show_build()
+        self._show_build(now)
         log.info("building: %s %s of %s (%s)", act, index.column, index.kind, decision.why)
         return f"began to {act} the index of {index.column} beside the writer: {decision.why}"
 
@@ -410,7 +414,8 @@ class IndexKeeper:
         if view is None:
             record.partitions = record.training = record.trained_rows = record.trained_at = None
 
-    def _show_build(self) -> None:
+    def _show_build(self, now: datetime) -> None:
+        self._staged_at = now
         if self._build is not None and self._built is not None:
             index, act, _ = self._built
             stage: Mapping[str, Any] = self._build.stage

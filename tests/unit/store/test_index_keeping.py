@@ -22,6 +22,7 @@ from shoal.records import Outcome
 from shoal.settings import Settings
 from shoal.store import index_keeping, recall
 from shoal.store.index_keeping import IndexKeeper
+from shoal.store.index_policy import Act
 from shoal.store.index_state import STATE
 from shoal.store.index_views import views
 from shoal.store.maintenance import Maintenance
@@ -201,6 +202,29 @@ def test_a_killed_build_leaves_nothing_wrong_is_shown_and_tried_again_later(plac
     assert any("train of content_embedding took" in step for step in upkeep(writer, NOW + HOUR))
     assert record(place)["failures"] == 0
     assert_right(place, 600)
+
+
+def test_how_far_a_build_is_is_written_every_ten_seconds_and_not_at_each_look(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = IndexKeeper({}, Settings(), place)
+    written: list[int] = []
+    monkeypatch.setattr(
+        "shoal.store.index_state.write_state", lambda _, __, value: written.append(value["build"]["completed"])
+    )
+
+    class Fake:
+        stage: dict[str, int]
+
+        def poll(self) -> None:
+            return None
+
+    fake: Any = Fake()
+    keeper._build, keeper._built = fake, (keeper._indexes[0], Act.TRAIN, 600)
+    for second in range(21):
+        fake.stage = {"completed": second}
+        assert keeper.step(1, NOW + timedelta(seconds=second)) is None
+    assert written == [0, 10, 20]
 
 
 def test_a_writer_that_lost_its_tables_ends_its_build(place: str) -> None:
