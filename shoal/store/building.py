@@ -59,6 +59,7 @@ class Report:
 def build(job: Job, tell: Any = lambda _: None) -> Report:
     """Do `job` on the newest version. Raises whatever Lance does."""
     began, dataset = time.monotonic(), lance.dataset(job.uri, storage_options=job.options or None)
+    opened = int(dataset.version)
     reach("writer.indexing")
     if job.how == "train":
         dataset.create_index(
@@ -73,6 +74,9 @@ def build(job: Job, tell: Any = lambda _: None) -> Report:
     else:
         raise ValueError(f"no such build: {job.how}")
     version = int(dataset.version)
+    if version == opened:  # a merge had nothing to do, and the version before may be cleaned away
+        rows = int(dataset.count_rows())
+        return Report(time.monotonic() - began, _cpu_s(), 0, rows, rows)
     before, after = (
         int(lance.dataset(job.uri, version=number, storage_options=job.options or None).count_rows())
         for number in (version - 1, version)

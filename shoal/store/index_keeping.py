@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from shoal.errors import TransientError
@@ -41,8 +41,12 @@ LOOK_AGAIN_S = 30.0
 """Between two looks at what waits. Looking costs a few milliseconds on disk, a few requests on S3."""
 LOOK_ANYWAY_S = 300.0
 """Between two looks where nothing was written: recall may have been measured."""
+_FTS_DETAILS = {"base_tokenizer" if name == "analyzer" else name: value for name, value in FTS_OPTIONS.items()}
+"""How Lance tells these options of an index that has them."""
 ASKED_TRIES_MAX = 3
 """Failures after which a request counts as failed. The policy goes on trying what it finds due itself."""
+STAGE_S = 10.0
+"""Between two writes of how far a build is: each is a request on S3, in the writer's thread."""
 _RECOUNT = 1.1
 
 log = logging.getLogger("shoal.store")
@@ -65,6 +69,7 @@ class _Index:
     base: str = ""
     training: tuple[str, int] = ("", 0)
     counted: tuple[int, int] = (0, 0)
+    is_made: bool = False  # the full-text index by this writer: other options are not ours to change then
 
     @property
     def is_text(self) -> bool:
@@ -92,8 +97,10 @@ class IndexKeeper:
         self._is_restored = False
         self._build: Build | None = None
         self._built: tuple[_Index, Act, int] | None = None  # what the build is of; vectors when it began
+        self._staged_at = datetime.min.replace(tzinfo=UTC)
         self._report: Report | None = None  # of a build that ended and was not looked at yet
-        self._requests: list[Request] | None = None
+        self._requests: list[Request] = []
+        self._is_asked = True  # whether the tables may hold requests that are not known yet
 
     @property
     def building(self) -> TableKind | None:
@@ -107,7 +114,7 @@ class IndexKeeper:
 
     def reopened(self) -> None:
         """The tables were opened: what they owe is read from them."""
-        self._requests = None
+        self._is_asked = True
         if not self._is_restored:
             self._is_restored = True
             self._restore()
@@ -130,8 +137,8 @@ class IndexKeeper:
             index.failures = int(_number(record.failures)) if index.ended_at else 0
 
     def asked(self) -> None:
-        """A command about indexes was applied."""
-        self._requests = None
+        """A command was applied. It may be one about indexes."""
+        self._is_asked = True
 
     def stop(self) -> None:
         """Another writer has the tables: what is under way here is its affair."""
@@ -141,16 +148,20 @@ class IndexKeeper:
 
     def new_optimize(self) -> bool:
         """Read what operators ask, where that may have changed; whether compaction is wanted of it now."""
-        if self._requests is not None:
+        if not self._is_asked:
             return False
         found = requests.unfinished(self._tables["jobs"])
-        self._requests = found
-        for request in found:
+        self._is_asked = False
+        # What is done of a request stands in no table until all of it is: forgotten, it would begin anew.
+        known = {request.id: request for request in self._requests}
+        new = [request for request in found if request.id not in known]
+        self._requests = [known.get(request.id, request) for request in found]
+        for request in new:
             if request.id not in self._state.requests:
                 self._state.requests[request.id] = {"state": "waiting", "detail": ""}
-        if found:
+        if new:
             self.changed()
-        return any(request.kind == requests.OPTIMIZE for request in found)
+        return any(request.kind == requests.OPTIMIZE for request in new)
 
     def step(self, epoch: int, now: datetime) -> str | None:
         """Do one short thing and say what it was; None where there is nothing to do or a build goes on."""
@@ -164,7 +175,8 @@ class IndexKeeper:
             if self._report is None and self._build is not None:
                 self._report = self._build.poll()
             if self._report is None:
-                self._show_build()
+                if (now - self._staged_at).total_seconds() >= STAGE_S:
+                    self._show_build(now)
                 return None
             return self._finish(self._report, epoch, now)
         for index in self._indexes:
@@ -220,7 +232,10 @@ class IndexKeeper:
     def _counts(self, index: _Index, table: FencedTable, view: IndexView | None) -> Counts:
         if index.is_text:
             rows = table.count() - 1
-            return Counts(rows, view.segments if view else (), view.unindexed if view else rows)
+            if view is None:
+                return Counts(rows, unindexed=rows)
+            other = any(view.details.get(name, value) != value for name, value in _FTS_DETAILS.items())
+            return Counts(rows, view.segments, view.unindexed, is_other=other and not index.is_made)
         rows = self._vectors(index, table, view)
         if view is None:
             return Counts(rows, unindexed=rows)
@@ -241,14 +256,14 @@ class IndexKeeper:
 
     def _vectors(self, index: _Index, table: FencedTable, view: IndexView | None) -> int:
         """Rows with a vector. Counting them exactly reads every vector, so it is done only where an index may be
-        due, and again when there may be a tenth more."""
+        due, and again when there may be a tenth more, or less."""
         if index.kind == "vectors":
             return table.count() - 1
         bound = table.count(f"validation_status = 'indexed' AND {IS_CURRENT}")
         if view is None and bound < self._limits.rows_min:
             return bound
         counted_of, counted = index.counted
-        if not counted_of or not counted_of <= bound <= counted_of * _RECOUNT:
+        if not counted_of or not counted_of / _RECOUNT <= bound <= counted_of * _RECOUNT:
             counted = table.count(f"{index.column} IS NOT NULL")
             index.counted = (bound, counted)
         return counted
@@ -270,7 +285,8 @@ class IndexKeeper:
             parameters = policy.training(kind, counts.rows, table.facts.width)
             job = Job(how="train", sort=policy.LANCE_TYPES[kind], parameters=parameters, **common)
         else:
-            job = Job(how="merge", merges=len(counts.segments) if act is Act.MERGE else 0, **common)
+            merges = len(counts.segments) if act is Act.MERGE else policy.fold_merges(counts)
+            job = Job(how="merge", merges=merges, **common)
         try:
             self._build = Build(job, self._threads)
         except OSError as error:
@@ -280,7 +296,7 @@ class IndexKeeper:
         for request in self._asking(index):
             self._state.requests[request.id] = {"state": "building", "detail": index.column}
         self._state.build = {"at": stamp(now)}
-        self._show_build()
+        self._show_build(now)
         log.info("building: %s %s of %s (%s)", act, index.column, index.kind, decision.why)
         return f"began to {act} the index of {index.column} beside the writer: {decision.why}"
 
@@ -293,8 +309,10 @@ class IndexKeeper:
         if outcome is None:
             index.defect = outcome = rows_changed(report.rows_before, report.rows_after) or self._defect(index, table)
             index.base = ""
-            if outcome is None and act is Act.TRAIN and not index.is_text:
-                self._trained(index, table, rows, now)
+            if outcome is None and act is Act.TRAIN:
+                index.is_made = True
+                if not index.is_text:
+                    self._trained(index, table, rows, now)
             self._verified(index, f"{act}", outcome, now)
         self._build = self._built = self._report = None
         return self._ended(index, now, report, str(act), outcome)
@@ -362,7 +380,7 @@ class IndexKeeper:
     # --- requests and state -------------------------------------------------------------------
 
     def _asking(self, index: _Index) -> list[Request]:
-        return [request for request in self._requests or () if index.column in request.left]
+        return [request for request in self._requests if index.column in request.left]
 
     def _asked(self, index: _Index) -> Act | None:
         return next((request.act for request in self._asking(index)), None)
@@ -375,13 +393,13 @@ class IndexKeeper:
             index.is_stale |= bool(self._asking(index))
 
     def _end_request(self, epoch: int, now: datetime) -> str | None:
-        for request in self._requests or ():
+        for request in self._requests:
             if request.left:
                 continue
             jobs = self._tables["jobs"]
             jobs.settle(epoch)
             requests.record(jobs, request, now)
-            self._requests = [other for other in self._requests or () if other is not request]
+            self._requests = [other for other in self._requests if other is not request]
             self._state.finish(request.id, "failed" if request.is_failed else "done", request.detail, now)
             return f"{request.kind} {request.id} is {'failed' if request.is_failed else 'done'}"
         return None
@@ -396,7 +414,8 @@ class IndexKeeper:
         if view is None:
             record.partitions = record.training = record.trained_rows = record.trained_at = None
 
-    def _show_build(self) -> None:
+    def _show_build(self, now: datetime) -> None:
+        self._staged_at = now
         if self._build is not None and self._built is not None:
             index, act, _ = self._built
             stage: Mapping[str, Any] = self._build.stage

@@ -44,9 +44,9 @@ ALARM_GROWTH, ALARM_S = 1.1, 86_400.0
 """An alarm of recall trains anew where a tenth of the rows came since, or a day passed: the same rows make the same
 index, and an alarm that no training ends must not keep it busy."""
 DELTAS_MAX = 8
-UNINDEXED_ROWS, UNINDEXED_SHARE = 20_000, 0.1
 FOLD_ROWS_MAX = 5_000
-"""Rows that the writer folds in by itself, between two commits: about a second at 1536 dimensions. More is a build."""
+"""Rows that the writer folds in by itself, between two commits: about a second at 1536 dimensions. More is a build,
+and due at once: what neither takes in is scanned by every search until more rows come, which may be never."""
 DELTA_ROWS_MAX = 20_000
 """A delta takes more rows until it has so many: rewriting it costs milliseconds, and eight hold 160,000 rows."""
 CHEAP_ROWS_MAX = 200_000
@@ -71,13 +71,15 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Counts:
     """An index and its table. `rows` have a vector; `segments` are the rows of the base and of each delta, none
-    where there is no index; `unindexed` rows are in none of them. `trained_rows` had a vector at the training."""
+    where there is no index; `unindexed` rows are in none of them. `trained_rows` had a vector at the training;
+    `is_other`: a full-text index was made with other options than it would be now."""
 
     rows: int
     segments: Sequence[int] = ()
     unindexed: int = 0
     trained_rows: int = 0
     kind: Kind | None = None
+    is_other: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +120,19 @@ def decide(counts: Counts, past: Past, limits: Limits) -> Decision:
 
 def decide_text(counts: Counts, past: Past) -> Decision:
     """What to do about a full-text index. It needs no training, and maintenance makes it and folds rows in; what is
-    left is to build it anew where it is broken, and what is asked for."""
+    left is to build it anew where it is broken or made with other options, and what is asked for."""
     if not counts.segments:
         return Decision(Act.NOTHING, Act.NOTHING, "not there yet")
-    due, why = past.asked or Act.NOTHING, "asked for" if past.asked else "up to date"
+    due, why, is_urgent = Act.NOTHING, "up to date", True
     if past.defect:
         due, why = Act.TRAIN, f"verification failed: {past.defect}"
-    waits = _waits(past, None, is_urgent=True) if due is not Act.NOTHING else None
+    elif past.asked is Act.TRAIN:
+        due, why = Act.TRAIN, "asked for"
+    elif counts.is_other:
+        due, why, is_urgent = Act.TRAIN, "made with other options", False
+    elif past.asked and (len(counts.segments) > 1 or counts.unindexed):
+        due, why = past.asked, "asked for"
+    waits = _waits(past, None, is_urgent) if due is not Act.NOTHING else None
     return Decision(Act.NOTHING if waits else due, due, f"{why}; waits {waits}" if waits else why)
 
 
@@ -151,9 +159,8 @@ def _due(counts: Counts, past: Past, limits: Limits) -> tuple[Act, str, bool]:
     deltas = len(counts.segments)
     if deltas >= DELTAS_MAX or (past.asked is Act.MERGE and (deltas > 1 or counts.unindexed)):
         return Act.MERGE, "asked for" if is_asked else f"{deltas} deltas, {DELTAS_MAX} are too many", is_asked
-    bound = max(UNINDEXED_ROWS, int(UNINDEXED_SHARE * rows))
-    if counts.unindexed > bound:
-        return Act.FOLD, f"{counts.unindexed} rows are not indexed, more than {bound}", False
+    if counts.unindexed > FOLD_ROWS_MAX:
+        return Act.FOLD, f"{counts.unindexed} rows are not indexed, more than {FOLD_ROWS_MAX}", False
     return Act.NOTHING, "up to date", False
 
 
@@ -167,9 +174,9 @@ def _waits(past: Past, limits: Limits | None, is_urgent: bool) -> str | None:
     if past.failures:
         left_s = backoff_s(past.failures) - past.ended_s
         return f"{left_s:.0f} s after {past.failures} failed builds" if left_s > 0 else None
-    if is_urgent or limits is None:
+    if is_urgent:
         return None
-    left_s = max(limits.interval_s, REST * past.took_s) - past.ended_s
+    left_s = max(limits.interval_s if limits else 0.0, REST * past.took_s) - past.ended_s
     return f"{left_s:.0f} s after the last build" if left_s > 0 else None
 
 
@@ -179,10 +186,15 @@ def backoff_s(failures: int) -> float:
 
 
 def folds_in_place(counts: Counts) -> int | None:
-    """How many of the newest deltas the writer merges its new rows into: 0 makes a new delta, None is no work for
-    it. Graphs are built anew by each merge, so they never are here."""
+    """As `fold_merges`, for a fold by the writer itself; None is no work for it."""
     if not counts.segments or not 0 < counts.unindexed <= FOLD_ROWS_MAX:
         return None
+    return fold_merges(counts)
+
+
+def fold_merges(counts: Counts) -> int:
+    """How many of the newest deltas a fold merges new rows into: 0 makes a new delta. Graphs are built anew by each
+    merge, so they never are."""
     is_small = len(counts.segments) > 1 and counts.segments[-1] + counts.unindexed <= DELTA_ROWS_MAX
     return int(is_small and counts.kind is not Kind.IVF_HNSW_SQ)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ def index_name(column: str) -> str:
 @dataclass(frozen=True, slots=True)
 class IndexView:
     """One index. `segments`: rows of the base and of each delta, counted from their fragments; `fragments`: what they
-    cover; `indexed`: the same rows as Lance counts them; `rows`: the table's, the fence row among them."""
+    cover; `indexed`: the same rows as Lance counts them; `rows`: the table's, the fence row among them; `details`: what
+    a full-text index was made with, empty for a scalar one."""
 
     name: str
     sort: str
@@ -33,6 +34,7 @@ class IndexView:
     rows: int
     size_bytes: int
     base: str  # the first segment's own name
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind | None:
@@ -62,6 +64,7 @@ def _view(index: Any, living: dict[int, int]) -> IndexView:
         rows=sum(living.values()),
         size_bytes=int(index.total_size_bytes or 0),
         base=str(index.segments[0].uuid) if index.segments else "",
+        details=index.details if isinstance(index.details, Mapping) else {},
     )
 
 

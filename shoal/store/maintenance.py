@@ -34,6 +34,7 @@ from shoal.store.index_policy import Counts, folds_in_place
 from shoal.store.index_views import index_name, views
 from shoal.store.orphans import fileless_indexes, sweep, sweep_state
 from shoal.store.purging import Purger
+from shoal.store.remaking import Remakes
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
 from shoal.store.snapshots import Keeping, SnapshotKeeper
 from shoal.store.tables import CommitRefused, FencedTable, lance_errors
@@ -44,6 +45,8 @@ FRAGMENT_BYTES = 64 * 1024 * 1024
 that stalls the writer for seconds; much below, a big table has thousands of files to open."""
 COMPACTION_BYTES_MAX = 4 * FRAGMENT_BYTES
 """What one step rewrites at most (seconds of work); the next step goes on from there."""
+FOLD_AGAIN = timedelta(seconds=60)
+"""After a fold of one index failed: the storage may have been unwell. Failing again it is the index that is."""
 FOLD_ROWS = 1_500
 """Chunks written that make folding them into the indexes due: keyword search costs 23 us for each that is not."""
 _ROW_TEXT_BYTES = 1024  # of a row beside its vector, by rule of thumb
@@ -89,7 +92,10 @@ class Maintenance:
         self._commits = 0
         self._rows_since_fold = 0
         self._cleaned_at: datetime | None = None
-        self._held_back: set[TableKind] = set()  # tables whose compaction waits for a build
+        self._held_back: set[TableKind] = set()  # tables whose compaction and fold wait for a build
+        self._unfolded: dict[tuple[TableKind, str], int] = {}  # index -> its folds in a row that failed
+        self._fold_again_at: datetime | None = None
+        self._remakes = Remakes()
         self._now = datetime.min
         self._snapshots = SnapshotKeeper(tables["metadata"], tables["vectors"], Keeping.of(settings))
         self._snapshots_at: datetime | None = None
@@ -161,7 +167,7 @@ class Maintenance:
         return self._did(done) if done is not None else None
 
     def _did(self, done: str) -> str:
-        self.last = f"{done} at {self._now:%Y-%m-%dT%H:%M:%SZ}"
+        self.last = f"{done} at {self._now:%Y-%m-%dT%H:%M:%SZ}{self._remakes.told(self._now)}"
         return self.last
 
     def _gather(self, now: datetime) -> None:
@@ -170,6 +176,7 @@ class Maintenance:
         if building is None:
             for kind in sorted(self._held_back):
                 self._steps.append(partial(self._compact, kind))
+                self._steps.append(partial(self._fold, kind))
             self._held_back.clear()
         if self._keeper.new_optimize() or self._commits >= self._compact_commits:
             self._commits = 0
@@ -182,10 +189,12 @@ class Maintenance:
             self._steps.extend(self._index_steps(LATER))
             self._keeper.changed()
             self._rows_since_fold = FOLD_ROWS
-        if self._rows_since_fold >= FOLD_ROWS:
-            self._rows_since_fold = 0
+        if self._rows_since_fold >= FOLD_ROWS or (self._fold_again_at is not None and now >= self._fold_again_at):
+            self._rows_since_fold, self._fold_again_at = 0, None
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
+                if kind == building:  # what the build holds back of it
+                    self._held_back.add(kind)
         if self._snapshots_at is None or now - self._snapshots_at >= self._snapshots.interval:
             self._snapshots_at = now
             self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
@@ -226,6 +235,8 @@ class Maintenance:
         """Hold the table's indexes against its rows; a scalar index that is wrong is made anew, the others by
         the keeper."""
         for name in self._keeper.verify(kind, after, self._now, whole=whole):
+            if not self._remakes.may(kind, name, self._now):  # that it is wrong was logged
+                continue
             self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
             self._steps.extend(self._index_steps(AT_ONCE))
             self._steps.extend(self._index_steps(LATER))
@@ -284,14 +295,12 @@ class Maintenance:
                 lambda dataset: dataset.optimize.optimize_indices(index_names=folded),
             )  # fmt: skip
         if self._keeper.building != kind:  # a build replaces its index, with these rows or without
-            if text in found:
-                self._fold_alone(kind, text, None, epoch)
+            if text in found and self._fold_alone(kind, text, None, epoch):
                 folded.append(text)
             if vector in found:
                 view = found[vector]
                 merges = folds_in_place(Counts(view.rows, view.segments, view.unindexed, kind=view.kind))
-                if merges is not None:
-                    self._fold_alone(kind, vector, merges, epoch)
+                if merges is not None and self._fold_alone(kind, vector, merges, epoch):
                     folded.append(vector)
                 self._keeper.changed()
         if not folded:
@@ -300,9 +309,10 @@ class Maintenance:
         self._verify(kind, "folding", epoch, frozenset(folded))
         return f"folded new rows into the indexes of {kind}"
 
-    def _fold_alone(self, kind: TableKind, name: str, merges: int | None, epoch: int) -> None:
+    def _fold_alone(self, kind: TableKind, name: str, merges: int | None, epoch: int) -> bool:
         """Fold one index by itself: a damaged one fails every fold (also facts, lance #8310), and would take the
-        others with it. Verification tells, and it is built anew. A vector index is given a number of deltas: else
+        others with it. Whether it must cover every row now: it was folded, or failed again, of which verification
+        tells, and it is built anew. A vector index is given a number of deltas: else
         Lance trains it anew, with its own choice of partitions, one below 8192 rows."""
         numbers: dict[str, Any] = {} if merges is None else {"num_indices_to_merge": merges}
         try:
@@ -314,6 +324,11 @@ class Maintenance:
             raise
         except TransientError as error:
             log.warning("%s", error)
+            self._unfolded[kind, name] = failures = self._unfolded.get((kind, name), 0) + 1
+            self._fold_again_at = self._now + FOLD_AGAIN
+            return failures > 1
+        self._unfolded.pop((kind, name), None)
+        return True
 
     def _rebuild_scalar(self, kind: TableKind, epoch: int) -> None:
         """Make the scalar and full-text indexes of a table anew: a fold leaves what deleted rows said in them."""
@@ -348,6 +363,9 @@ class Maintenance:
         if kind == "metadata":
             sweep_state(self._uri, self._cleanup_age)
         for name in fileless_indexes(table):
+            if not self._remakes.may(kind, name, self._now):
+                log.error("%s of %s lacks its files again", name, kind)
+                continue
             self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
             self._steps.extend(self._index_steps(AT_ONCE))
             self._commits = self._compact_commits  # the others come with the next round

@@ -19,7 +19,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from shoal.errors import BadDocument, ConfigurationError, FencedError, TransientError
@@ -55,6 +55,8 @@ commit now and then, not five in a row."""
 PATIENCE = {"client_max_retries": "3", "retry_timeout": "30s"}
 """Of Lance with S3. Its own (10 and 180 s) hold the writer's thread for an hour when the network goes silent, each
 request of a commit for three minutes; whoever called us tries again anyway, and says meanwhile why it waits."""
+UPKEEP_RETRY = timedelta(seconds=60)
+"""After a step of upkeep failed. The tables are opened anew for the next: that is a commit to each."""
 _KINDS: tuple[TableKind, ...] = ("metadata", "vectors", "fixes", "jobs")
 
 
@@ -131,6 +133,7 @@ class TableWriter:
         self._maintenance = Maintenance(tables, settings)
         self._retention = Retention.of(settings)
         self._retained_at: datetime | None = None
+        self._failed_at: datetime | None = None  # the last step of upkeep that did
         self._statistics: TablesStatistics | None = None
 
     @classmethod
@@ -238,10 +241,17 @@ class TableWriter:
     def maintain(self, now: datetime) -> str | None:
         """At most one bounded step of upkeep; what it did, or None where nothing is due. Raises FencedError,
         TransientError; a failed step comes again later."""
-        if not self._sound:
-            return None  # the next batch looks what is there first
-        self._sound = False  # a step that fails may leave a handle past a version whose epoch nobody checked
-        done = self._maintenance.step(self._epoch, now) or self._expire(now)
+        if not self._sound and self._failed_at is not None and now - self._failed_at < UPKEEP_RETRY:
+            return None  # a batch that comes looks what is there first
+        try:
+            if not self._sound:  # perhaps no batch comes, and what failed is owed still
+                self._take()
+                return f"opened the tables anew after a failure at {now:%Y-%m-%dT%H:%M:%SZ}"
+            self._sound = False  # a step that fails may leave a handle past a version whose epoch nobody checked
+            done = self._maintenance.step(self._epoch, now) or self._expire(now)
+        except Exception:
+            self._failed_at = now
+            raise
         self._sound = True
         if done is not None:
             self._publish()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import lance
@@ -16,7 +17,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from shoal.store.building import Job
+from shoal.store.building import Job, build
 from shoal.store.builds import Build
 
 HANG_S = 90.0
@@ -102,6 +103,15 @@ def test_what_a_child_can_not_do_is_said_in_its_report(uri: str) -> None:
     unknown = Build(job(uri, how="guess"), 1).wait(HANG_S)
     assert unknown is not None
     assert "no such build" in str(unknown.error)
+
+
+def test_a_merge_with_nothing_to_do_needs_no_version_before(uri: str) -> None:
+    build(job(uri))
+    dataset = lance.dataset(uri)
+    dataset.cleanup_old_versions(timedelta(0))
+    assert len(lance.dataset(uri).versions()) == 1
+    report = build(job(uri, how="merge", merges=0))
+    assert (report.version, report.rows_before, report.rows_after) == (0, ROWS, ROWS)
 
 
 def test_rows_that_come_while_it_builds_are_kept_and_only_not_indexed(uri: str, tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import gc
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import pytest
 
 from shoal.records import Outcome
 from shoal.settings import Settings
-from shoal.store import recall
+from shoal.store import index_keeping, recall
+from shoal.store.index_keeping import IndexKeeper
+from shoal.store.index_policy import Act
 from shoal.store.index_state import STATE
 from shoal.store.index_views import views
 from shoal.store.maintenance import Maintenance
@@ -27,7 +31,7 @@ from shoal.store.tables import FencedTable
 from shoal.store.verification import canary_word, coverage, text_canary, vector_canary
 from shoal.store.writing import TableWriter
 from tests.fixtures.documents import MODEL, command, document
-from tests.fixtures.upkeep import HANG_S, upkeep
+from tests.fixtures.upkeep import HANG_S, LOOK_S, upkeep
 
 NOW = datetime(2025, 1, 20, 15, 0, tzinfo=UTC)
 WIDTH = 16
@@ -79,22 +83,25 @@ def record(place: str, column: str = "content_embedding") -> dict[str, Any]:
     return found
 
 
-def child_of_this_process() -> psutil.Process:
-    (child,) = [
-        process for process in psutil.Process().children() if "shoal.store.building" in " ".join(process.cmdline())
-    ]
-    return child
-
-
 def begin_build(writer: TableWriter, now: datetime = NOW) -> psutil.Process:
-    """Until the child is there; it stands still then."""
+    """Until the child is there. It stands still from its start: a slow disk may hold us for longer than it builds."""
+    children: list[int] = []
+    start = subprocess.Popen
+
+    def start_still(*args: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process: subprocess.Popen[bytes] = start(*args, **options)
+        process.send_signal(signal.SIGSTOP)
+        children.append(process.pid)
+        return process
+
     deadline = time.monotonic() + HANG_S
-    while not writer.is_building:
-        assert writer.maintain(now) is not None
-        assert time.monotonic() < deadline
-    child = child_of_this_process()
-    child.suspend()
-    return child
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shoal.store.builds.subprocess.Popen", start_still)
+        while not writer.is_building:
+            assert writer.maintain(now) is not None
+            assert time.monotonic() < deadline
+    (child,) = children
+    return psutil.Process(child)
 
 
 def assert_right(place: str, chunks: int) -> None:
@@ -159,6 +166,26 @@ def test_writes_and_queries_go_on_while_an_index_is_built_and_compaction_waits_f
     assert_right(place, 660)
 
 
+def test_rows_written_while_an_index_is_built_are_taken_in_after_it(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.store.maintenance.FOLD_ROWS", 50)
+    writer = open_writer(place, compact_commits=1_000)
+    write(writer, 0, 60)
+    # 1. A build is under way. 2. Rows come, and a fold is due that can't touch what is built. 3. The build ends, and
+    # nothing more is ever written.
+    child = begin_build(writer)
+    write(writer, 60, 10)
+    while writer.maintain(NOW) is not None:
+        pass
+    assert views(table(place))[TEXT].unindexed >= 100
+    child.resume()
+    upkeep(writer, NOW)
+    found = views(table(place))
+    assert [view.unindexed for view in found.values()] == [0] * len(found)
+    assert_right(place, 700)
+
+
 def test_a_killed_build_leaves_nothing_wrong_is_shown_and_tried_again_later(place: str) -> None:
     writer = open_writer(place)
     write(writer, 0, 30)
@@ -175,6 +202,29 @@ def test_a_killed_build_leaves_nothing_wrong_is_shown_and_tried_again_later(plac
     assert any("train of content_embedding took" in step for step in upkeep(writer, NOW + HOUR))
     assert record(place)["failures"] == 0
     assert_right(place, 600)
+
+
+def test_how_far_a_build_is_is_written_every_ten_seconds_and_not_at_each_look(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = IndexKeeper({}, Settings(), place)
+    written: list[int] = []
+    monkeypatch.setattr(
+        "shoal.store.index_state.write_state", lambda _, __, value: written.append(value["build"]["completed"])
+    )
+
+    class Fake:
+        stage: dict[str, int]
+
+        def poll(self) -> None:
+            return None
+
+    fake: Any = Fake()
+    keeper._build, keeper._built = fake, (keeper._indexes[0], Act.TRAIN, 600)
+    for second in range(21):
+        fake.stage = {"completed": second}
+        assert keeper.step(1, NOW + timedelta(seconds=second)) is None
+    assert written == [0, 10, 20]
 
 
 def test_a_writer_that_lost_its_tables_ends_its_build(place: str) -> None:
@@ -276,6 +326,44 @@ def test_another_kind_by_setting_is_built_and_flat_drops_it(place: str) -> None:
     assert record(place)["kind"] is None
 
 
+def test_a_full_text_index_made_with_other_options_is_made_anew_once(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = open_writer(place)
+    write(writer, 0, 1)
+    lance.dataset(f"{place}/scraper_vectors.lance").create_scalar_index(
+        "content_summary", "INVERTED", name=TEXT, replace=True, with_position=True
+    )
+    upkeep(open_writer(place), NOW)
+    details = views(table(place))[TEXT].details
+    assert (details["base_tokenizer"], details["split_identifiers"]) == ("code", True)
+    assert "other options" not in record(place, "content_summary")["why"]
+    # A Lance that tells an option otherwise than it was given must not keep the writer busy.
+    monkeypatch.setitem(index_keeping._FTS_DETAILS, "max_token_length", 41)
+    done = upkeep(again := open_writer(place), NOW + HOUR) + upkeep(again, NOW + 2 * HOUR)
+    assert sum("train of content_summary took" in step for step in done) == 1
+
+
+def test_vectors_are_counted_anew_only_where_a_tenth_came_or_went(place: str) -> None:
+    keeper = IndexKeeper({}, Settings(index_rows_min=256), place)
+    (index,) = [index for index in keeper._indexes if index.column == "schema_embedding"]
+    counted: list[int] = []
+
+    class Fake:
+        bound = 1_000
+
+        def count(self, predicate: str) -> int:
+            if "IS NOT NULL" in predicate:
+                counted.append(self.bound)
+            return self.bound
+
+    fake: Any = Fake()
+    for bound in (1_000, 999, 950, 910, 1_099, 900, 880, 1_000):
+        fake.bound = bound
+        keeper._vectors(index, fake, None)
+    assert counted == [1_000, 900, 1_000]
+
+
 def test_the_vectors_of_descriptions_are_indexed_too_and_history_has_none(place: str) -> None:
     writer = open_writer(place)
     for version in ("v1", "v2"):
@@ -339,6 +427,50 @@ def test_a_fold_that_was_skipped_is_noticed(place: str, monkeypatch: pytest.Monk
     assert any("train of content_summary took" in step and "verified" in step for step in done)
     assert_right(place, 620)
     assert views(table(place))[TEXT].unindexed == 0
+
+
+@pytest.mark.parametrize("name", [VECTORS, TEXT])
+def test_a_fold_that_fails_is_tried_again_and_only_failing_twice_is_a_defect(
+    place: str, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    from shoal.errors import TransientError
+
+    writer = filled(place)
+    keeper = writer._maintenance._keeper
+    (index,) = [index for index in keeper._indexes if (index.kind, index.name) == ("vectors", name)]
+    real = Maintenance._on
+    fails = True
+
+    def failing(self: Any, kind: Any, epoch: int, doing: str, operation: Any) -> Any:
+        if fails and doing == f"folding rows into {name} of":
+            raise TransientError("the storage is unwell")
+        return real(self, kind, epoch, doing, operation)
+
+    def fold(at: datetime) -> list[str]:
+        done = []
+        while index.defect is None and (step := writer.maintain(at)) is not None:
+            done.append(step)
+        return done
+
+    monkeypatch.setattr(Maintenance, "_on", failing)
+    # 1. One failure is no defect. 2. After a minute, with nothing more written, it is tried again and goes well.
+    write(writer, 60, 1)
+    write(writer, 61, 1)
+    fold(NOW + HOUR)
+    assert index.defect is None
+    assert views(table(place))[name].unindexed
+    fails = False
+    assert not any("folded" in step for step in fold(NOW + HOUR + timedelta(seconds=59)))
+    fold(NOW + HOUR + timedelta(seconds=60))
+    assert not views(table(place))[name].unindexed
+    # 3. Two failures in a row are a defect.
+    fails = True
+    write(writer, 62, 1)
+    write(writer, 63, 1)
+    fold(NOW + 2 * HOUR)
+    assert index.defect is None
+    fold(NOW + 2 * HOUR + timedelta(seconds=60))
+    assert "leaves out" in str(index.defect)
 
 
 def test_a_step_that_loses_rows_is_an_error_and_no_silent_success(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,6 +567,38 @@ def test_optimize_compacts_and_folds_everything_in(place: str) -> None:
     assert [view.unindexed for view in found.values()] == [0] * len(found)
     assert len(found[VECTORS].segments) == 1
     assert_right(place, 700)
+
+
+def test_other_commands_do_not_make_a_rebuild_begin_anew(place: str) -> None:
+    writer = filled(place, compact_commits=1_000)
+    ask(writer, "r1", "index_rebuild", {"columns": ["content_embedding", "content_summary"]})
+    done: list[str] = []
+    deadline = time.monotonic() + HANG_S
+    # Between any two steps comes another command.
+    for number in count():
+        if jobs(place)["r1"][0] == "done":
+            break
+        assert time.monotonic() < deadline
+        step = writer.maintain(NOW)
+        if step is None:  # a build goes on
+            time.sleep(LOOK_S)
+            continue
+        done.append(step)
+        ask(writer, f"other-{number}", "fix_mark", {"fix_ids": ["no such fix"], "status": "approved"}, offset=number)
+    assert sum("train of content_embedding took" in step for step in done) == 1
+    assert sum("train of content_summary took" in step for step in done) == 1
+    assert_right(place, 600)
+
+
+def test_other_commands_do_not_repeat_the_compaction_of_an_open_optimize(place: str) -> None:
+    writer = filled(place, compact_commits=1_000)
+    keeper = writer._maintenance._keeper
+    ask(writer, "o1", "index_optimize", {})
+    assert keeper.new_optimize(), "it wants a compaction"
+    ask(writer, "other", "fix_mark", {"fix_ids": ["no such fix"], "status": "approved"}, offset=1)
+    assert not keeper.new_optimize(), "that compaction was wanted before"
+    ask(writer, "o2", "index_optimize", {}, offset=2)
+    assert keeper.new_optimize()
 
 
 def test_a_rebuild_below_the_size_says_that_there_is_nothing_to_do(place: str) -> None:

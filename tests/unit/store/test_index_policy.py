@@ -141,10 +141,9 @@ def test_sub_vectors_divide_the_width(width: int) -> None:
         (counts(OUTGROWN * 20_000 + 1, trained=20_000), Act.TRAIN),
         (counts(100_000, segments=DELTAS_MAX - 1), Act.NOTHING),
         (counts(100_000, segments=DELTAS_MAX), Act.MERGE),
-        (counts(100_000, unindexed=20_000), Act.NOTHING),
-        (counts(100_000, unindexed=20_001), Act.FOLD),
-        (counts(1_000_000, unindexed=100_000), Act.NOTHING),
-        (counts(1_000_000, unindexed=100_001), Act.FOLD),
+        (counts(100_000, unindexed=FOLD_ROWS_MAX), Act.NOTHING),
+        (counts(100_000, unindexed=FOLD_ROWS_MAX + 1), Act.FOLD),
+        (counts(10_000_000, unindexed=FOLD_ROWS_MAX + 1), Act.FOLD),
         (counts(100_000, kind=Kind.IVF_RQ), Act.TRAIN),  # the setting was changed
         (counts(100_000, kind=None), Act.TRAIN),  # a kind that no setting names
         (counts(300, segments=2), Act.NOTHING),  # deleted down to few: the index stays
@@ -180,11 +179,22 @@ def test_what_an_operator_asks_is_done_where_it_can_be() -> None:
 def test_a_full_text_index_is_built_anew_where_it_is_broken_or_as_asked() -> None:
     found = counts(100)
     assert decide_text(found, Past()).act is Act.NOTHING
-    assert decide_text(found, Past(asked=Act.MERGE, ended_s=1.0)).act is Act.MERGE
+    assert decide_text(found, Past(asked=Act.TRAIN, ended_s=1.0)).act is Act.TRAIN
+    assert decide_text(counts(100, unindexed=1), Past(asked=Act.MERGE, ended_s=1.0)).act is Act.MERGE
+    assert decide_text(counts(100, segments=2), Past(asked=Act.MERGE, ended_s=1.0)).act is Act.MERGE
+    assert decide_text(found, Past(asked=Act.MERGE)).due is Act.NOTHING, "there is nothing to merge"
     assert decide_text(found, Past(defect="a gap", ended_s=1.0, took_s=50.0)).act is Act.TRAIN
     assert decide_text(counts(100, segments=0), Past(defect="a gap")).act is Act.NOTHING, "maintenance makes it"
     again = decide_text(found, Past(defect="a gap", ended_s=1.0, failures=2))
     assert (again.act, again.due) == (Act.NOTHING, Act.TRAIN)
+
+
+def test_a_full_text_index_made_with_other_options_is_built_anew_with_no_hurry() -> None:
+    other = counts(100, is_other=True)
+    assert decide_text(other, Past()) == Decision(Act.TRAIN, Act.TRAIN, "made with other options")
+    soon = decide_text(other, Past(ended_s=1.0, took_s=1.0))
+    assert (soon.act, soon.due) == (Act.NOTHING, Act.TRAIN)
+    assert decide_text(other, Past(ended_s=1.0, took_s=1.0, asked=Act.TRAIN)).act is Act.TRAIN
 
 
 def test_failures_are_tried_ever_more_rarely_and_never_given_up() -> None:
@@ -214,6 +224,18 @@ def test_few_rows_are_folded_into_the_last_delta_until_it_is_large() -> None:
     assert of(100_000, unindexed=FOLD_ROWS_MAX + 1) is None
     assert of(100_000, unindexed=0) is None
     assert of() is None
+
+
+@given(some_counts)
+def test_no_rows_are_too_many_for_the_writer_and_too_few_for_a_build(found: Counts) -> None:
+    """On a machine that goes idle nothing else ever takes them in."""
+    if found.segments and found.unindexed and found.rows >= TRAINING_ROWS_MIN and found.kind is LIMITS.kind:
+        assert folds_in_place(found) is not None or due(found).act in BUILDS
+
+
+def test_a_fold_rests_after_a_build_like_any_other() -> None:
+    decision = due(counts(100_000, unindexed=FOLD_ROWS_MAX + 1), Past(ended_s=1.0, took_s=10.0))
+    assert (decision.act, decision.due) == (Act.NOTHING, Act.FOLD)
 
 
 def test_a_build_has_at_least_a_thread_and_at_most_its_share() -> None:

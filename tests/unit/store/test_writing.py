@@ -18,6 +18,7 @@ from shoal.records import FENCE_ID, Deletion, Embedded, Outcome, Progress, Writa
 from shoal.settings import Settings
 from shoal.store import tables as tables_module
 from shoal.store.fence import Fence
+from shoal.store.maintenance import Maintenance
 from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, TableKind
 from shoal.store.tables import FencedTable
 from shoal.store.writing import PATIENCE, TableWriter, collection_model, storage_options
@@ -551,6 +552,41 @@ def test_upkeep_ends_a_zombie_too_and_leaves_the_tables_alone(place: str) -> Non
     with pytest.raises(FencedError):
         zombie.maintain(NOW)
     assert lance.dataset(f"{place}/scraper_metadata.lance").version == before
+
+
+def test_upkeep_goes_on_after_a_failed_step_though_no_batch_comes(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = open_writer(place)
+    write(writer, document(A, 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Maintenance, "step", _fails)
+        with pytest.raises(TransientError):
+            writer.maintain(NOW)
+        assert writer.maintain(NOW + timedelta(seconds=59)) is None, "not at once"
+        assert "anew" in str(writer.maintain(NOW + timedelta(seconds=60)))
+        with pytest.raises(TransientError):
+            writer.maintain(NOW + timedelta(seconds=60))
+    assert upkeep(writer, NOW + timedelta(seconds=119)) == []
+    done = [step for _ in range(2) for step in upkeep(writer, NOW + timedelta(seconds=120))]
+    assert any("kept the state" in step for step in done), "what was owed before"
+    write(writer, document(B, 2))
+    assert set(current(place)) == {A, B}
+
+
+def test_a_zombie_whose_upkeep_failed_is_ended_when_it_looks_again(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    zombie = open_writer(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(Maintenance, "step", _fails)
+        with pytest.raises(TransientError):
+            zombie.maintain(NOW)
+    open_writer(place)
+    before = lance.dataset(f"{place}/scraper_metadata.lance").version
+    with pytest.raises(FencedError):
+        zombie.maintain(NOW + timedelta(seconds=60))
+    assert lance.dataset(f"{place}/scraper_metadata.lance").version == before
+
+
+def _fails(*_: object) -> None:
+    raise TransientError("the storage is unwell")
 
 
 def test_the_vector_index_comes_with_enough_rows_and_grows_with_them(place: str) -> None:
