@@ -192,7 +192,11 @@ class Maintenance:
             self._rows_since_fold = 0
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
-        if self._snapshots_at is None or now - self._snapshots_at >= self._snapshots.interval:
+        if (
+            self._snapshots_at is None
+            or self._snapshots.is_learning
+            or now - self._snapshots_at >= self._snapshots.interval
+        ):
             self._snapshots_at = now
             self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
         if building is None and (request := self._purger.due(now)) is not None:
