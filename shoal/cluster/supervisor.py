@@ -166,8 +166,8 @@ class Supervisor:
 
     async def _look_at_recall(self) -> None:
         writer = self._crew.reports().get(WRITER)
-        chunks = writer.chunks if isinstance(writer, WriterStatistics) else None
-        self._recall = await asyncio.to_thread(self._recall_watch.turn, chunks)
+        known = (writer.chunks, writer.commit_sequence) if isinstance(writer, WriterStatistics) else (None, 0)
+        self._recall = await asyncio.to_thread(self._recall_watch.turn, *known)
 
     async def _look_for_drain(self) -> None:
         if self._draining is not None:

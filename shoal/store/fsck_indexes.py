@@ -8,7 +8,6 @@ was read, which is at least one of every fragment (indexes claim whole fragments
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,15 +25,15 @@ from shoal.store.maintenance import AT_ONCE, BTREE, LATER, SCALAR_ROWS_MIN
 from shoal.store.orphans import fileless_indexes
 from shoal.store.schemas import KEYS, VECTOR_COLUMNS
 from shoal.store.tables import in_list, lance_errors
+from shoal.store.verification import canary_word
 
 SAMPLES_MAX = 200
 """Rows kept to ask the indexes for, the newest of the table: some milliseconds each."""
-_WORD = re.compile(r"[a-z]{4,30}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A row that is there: its key, a word of its text and its vector where it has them."""
+    """A row that is there: its key, a word of its text that its index must hold, and its vector where it has them."""
 
     key: str
     word: str | None
@@ -55,13 +54,12 @@ class Samples:
         text = next((each for each, sort in AT_ONCE[self.held.kind].items() if sort == FTS), None)
         vector = VECTOR_COLUMNS[self.held.kind]
         for at in dict.fromkeys([*places[:1], *places[-1:]]):
-            words = _WORD.findall(batch.column(text)[at].as_py() or "") if text else []
+            word = canary_word(batch.column(text)[at].as_py() or "") if text else None
             values: Any = batch.column(vector)[at].as_py() if vector in batch.schema.names else None
             usable = values is not None and bool(np.all(np.isfinite(values))) and bool(np.any(values))
             self.rows.append(
                 Sample(
-                    keys[at].as_py(), max(words, key=len, default=None),
-                    np.asarray(values, np.float32) if usable else None,
+                    keys[at].as_py(), word, np.asarray(values, np.float32) if usable else None,
                 )
             )  # fmt: skip
 

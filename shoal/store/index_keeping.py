@@ -63,6 +63,7 @@ class _Index:
     took_s: float = 0.0
     failures: int = 0
     defect: str | None = None
+    is_doubted: bool = False  # until it is built anew: verification, which a repair knows better than, doesn't end it
     is_stale: bool = True  # whether it must be looked at
     looked_at: datetime | None = None
     is_waiting: bool = False
@@ -111,6 +112,15 @@ class IndexKeeper:
         """Enough was written that it is worth a look."""
         for index in self._indexes:
             index.is_stale = True
+
+    def doubt(self, kind: TableKind, name: str) -> bool:
+        """Build an index anew beside the writer, as a repair asks; whether it is one that is kept here. Searches use
+        what there is till then."""
+        for index in self._indexes:
+            if (index.kind, index.name) == (kind, name):
+                index.is_doubted = index.is_stale = True
+                return True
+        return False
 
     def reopened(self) -> None:
         """The tables were opened: what they owe is read from them."""
@@ -196,7 +206,8 @@ class IndexKeeper:
         view = views(table).get(index.name)
         past = Past(
             ended_s=(now - index.ended_at).total_seconds() if index.ended_at else None, took_s=index.took_s,
-            failures=index.failures, defect=index.defect, asked=self._asked(index),
+            failures=index.failures, asked=self._asked(index),
+            defect=index.defect or ("a repair asks for it anew" if index.is_doubted else None),
         )  # fmt: skip
         counts = self._counts(index, table, view)
         if not index.is_text:
@@ -321,6 +332,7 @@ class IndexKeeper:
         """Keep how a build ended, and tell who asked for it."""
         index.ended_at, index.took_s, index.is_stale = now, report.took_s, True
         index.failures = index.failures + 1 if problem else 0
+        index.is_doubted &= problem is not None or what != Act.TRAIN
         record = self._state.record(index.kind, index.column)
         record.failures = index.failures
         record.last_build = {

@@ -141,6 +141,8 @@ def _due(counts: Counts, past: Past, limits: Limits) -> tuple[Act, str, bool]:
     rows, is_asked = counts.rows, past.asked is not None
     if limits.kind is Kind.FLAT:
         return (Act.DROP if counts.segments else Act.NOTHING), "searches are exact by setting (index_kind flat)", True
+    if past.defect and counts.segments and rows < TRAINING_ROWS_MIN:
+        return Act.DROP, f"{rows} vectors are searched exactly, and verification failed: {past.defect}", True
     if rows < max(TRAINING_ROWS_MIN, 1 if counts.segments else limits.rows_min):
         return Act.NOTHING, f"{rows} vectors: searched exactly below {limits.rows_min}", False
     if not counts.segments:

@@ -133,16 +133,23 @@ class Maintenance:
         return self._keeper.building is not None
 
     def rebuild(self, kind: TableKind, name: str) -> None:
-        """Queue: drop an index that is damaged, and make it anew."""
-        self._steps.append(partial(self._drop, kind, name))
+        """Queue: make an index that is damaged anew. Searches use it till then: without one they would find by other
+        words, silently."""
+        if not self._keeper.doubt(kind, name):
+            self._steps.append(partial(self._replace, kind, name))
         self._steps.extend(self._index_steps(AT_ONCE))
         self._commits = self._compact_commits  # the others come with the next round
 
-    def _drop(self, kind: TableKind, name: str, epoch: int) -> str | None:
+    def _replace(self, kind: TableKind, name: str, epoch: int) -> str | None:
         if name not in self._indexed(kind):
             return None
+        for column, sort in (AT_ONCE[kind] | LATER[kind]).items():
+            if index_name(column) == name:
+                make = methodcaller("create_scalar_index", column, sort, name=name, replace=True)
+                self._on(kind, epoch, f"indexing {column} of", make)
+                return f"indexed {column} of {kind} anew"
         self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
-        return f"dropped {name} of {kind}, to be made anew"
+        return f"dropped {name} of {kind}: no search needs it"
 
     @property
     def is_pending(self) -> bool:
@@ -195,7 +202,11 @@ class Maintenance:
                 self._steps.append(partial(self._fold, kind))
                 if kind == building:  # what the build holds back of it
                     self._held_back.add(kind)
-        if self._snapshots_at is None or now - self._snapshots_at >= self._snapshots.interval:
+        if (
+            self._snapshots_at is None
+            or self._snapshots.is_learning
+            or now - self._snapshots_at >= self._snapshots.interval
+        ):
             self._snapshots_at = now
             self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
         if building is None and (request := self._purger.due(now)) is not None:

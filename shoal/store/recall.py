@@ -333,12 +333,17 @@ def alarm_of(value: Any, training: str | None) -> str | None:
     return figures.alarm if isinstance(index, Mapping) and index.get("training") == training else None
 
 
-def is_due(value: Any, mark: IndexMark | None, now: datetime, interval_s: float) -> bool:
-    """Whether to measure again: another index, or time has come."""
+def is_due(
+    value: Any, mark: IndexMark | None, commit_sequence: int, now: datetime, interval_s: float, target: float
+) -> bool:
+    """Whether to measure again: another index, or time has come. On the same commit the same is found, so it is
+    measured only before the tuning is too old to be used. `target`: that of the settings."""
     try:
         at, known = _aware(value["at"]), value["index"]
         rest_s = max(interval_s, REST_PER_WORK * min(float(value["took_s"]), 3600.0))
         trained = None if known is None else known["training"]
+        if (value["commit_sequence"], value["target"]) == (commit_sequence, target):
+            rest_s = max(rest_s, (TUNING_AGE_MAX / 2).total_seconds())
     except (KeyError, TypeError, ValueError):
         return True
     if trained != (mark.training if mark else None):

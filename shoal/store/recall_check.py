@@ -45,10 +45,10 @@ def check(settings: Settings, now: datetime) -> str:
         last = read_state(settings, FILE)
         table = await RecallTable.open(settings)
         try:
-            mark = await table.mark()
+            mark, sequence = await table.mark(), await table.commit_sequence()
         finally:
             table.close()
-        if not is_due(last, mark, now, settings.recall_interval_s):
+        if not is_due(last, mark, sequence, now, settings.recall_interval_s, settings.recall_target):
             return "not due"
         measurement = await measure(settings, now, sweep=True)
         write_state(settings, FILE, measurement.to_json())

@@ -31,6 +31,9 @@ DENSE = timedelta(days=1)
 """Snapshots younger than this are all kept, older ones one per `SPARSE`: a week then has some 250, each a small file
 on either table that a reader lists."""
 SPARSE = timedelta(hours=1)
+OPENED_MAX = 8
+"""Kept states opened in one round, of either table one version: after a start none is known, there may be some 250,
+and commits wait meanwhile. One costs milliseconds on disk, some requests in S3."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -96,11 +99,13 @@ class Keeping:
 
     def beyond_bound(self, snapshots: Sequence[Snapshot], files: Mapping[int, Files], current: Files) -> list[Snapshot]:
         """The oldest of `snapshots` (ascending) that must go for the bound on disk. `files`: sequence -> what it
-        names, with sizes in bytes."""
+        names, with sizes in bytes, as far as that is known: it is told from the newest to the first that is not."""
         bound = max(self.free_bytes, self.factor * sum(current.values()))
         held: set[str] = set(current)
         extra = 0
         for kept, one in enumerate(reversed(snapshots)):
+            if one.sequence not in files:
+                break
             new = {path: size for path, size in files[one.sequence].items() if path not in held}
             extra += sum(new.values())
             if extra > bound:
@@ -133,14 +138,21 @@ class SnapshotKeeper:
         self._tables: dict[PairKind, FencedTable] = {"metadata": metadata, "vectors": vectors}
         self._keeping = keeping
         self._files: dict[tuple[PairKind, int], dict[str, int]] = {}  # by version: it never changes
+        self._is_learning = False
 
     @property
     def interval(self) -> timedelta:
         return self._keeping.interval
 
+    @property
+    def is_learning(self) -> bool:
+        """Whether kept states were left unopened in the last round: the next one is worth having soon."""
+        return self._is_learning
+
     def keep(self, now: datetime) -> str | None:
-        """One round: what is due is made, and what has outlived its time or is beyond the bound goes. Returns what
-        was done. Raises TransientError."""
+        """One round: what is due is made, and what has outlived its time or is beyond the bound, as far as that is
+        known, goes. Returns what was done. Raises TransientError."""
+        self._is_learning = False
         metadata, vectors = self._tables["metadata"], self._tables["vectors"]
         fence = metadata.fence
         if vectors.fence.commit_sequence > fence.commit_sequence or fence.committed_at is None:
@@ -163,7 +175,7 @@ class SnapshotKeeper:
             done.append(f"kept the state of commit {made.sequence}")
         dropped = self._keeping.outlived(snapshots, now)
         left = [one for one in snapshots if one not in dropped]
-        dropped += self._keeping.beyond_bound(left, {one.sequence: self._held(one) for one in left}, self._current())
+        dropped += self._keeping.beyond_bound(left, self._known(left), self._current())
         self.drop(dropped)
         self._forget([one for one in left if one not in dropped])
         if dropped:
@@ -186,6 +198,19 @@ class SnapshotKeeper:
             for kind, table in self._tables.items()
             for path, size in files_of(table.dataset, table.uri).items()
         }
+
+    def _known(self, snapshots: Sequence[Snapshot]) -> dict[int, Files]:
+        """Sequence -> files, of the newest; those that were not opened before up to a number."""
+        found: dict[int, Files] = {}
+        opened = 0
+        for one in reversed(snapshots):
+            is_new = ("metadata", one.metadata) not in self._files or ("vectors", one.vectors) not in self._files
+            if is_new and opened == OPENED_MAX:
+                self._is_learning = True
+                break
+            opened += is_new
+            found[one.sequence] = self._held(one)
+        return found
 
     def _held(self, snapshot: Snapshot) -> Files:
         held: dict[str, int] = {}

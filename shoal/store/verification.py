@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import lance
 import numpy as np
 from lance.query import MatchQuery
 
@@ -29,8 +30,9 @@ SAME_DISTANCE = 1e-4
 _LOOKS = ((10, 20, 10), (100, 100_000, 20))
 """(hits, partitions, refinement) of the first look, and of the second, in every partition, for what it missed."""
 _WORD = re.compile(r"[A-Za-z]{4,30}")
-_STOP_WORDS = {"into", "such", "that", "their", "then", "there", "these", "they", "this", "will", "with"}
-"""Lance's English ones of such length."""
+_STOPPING: dict[str, Any] = {"analyzer": "code", "language": "English", "stem": True, "remove_stop_words": True}
+"""What of the index's options (FTS_OPTIONS) decides whether it drops a word. Lance's list is long ("doesn", of
+"doesn't", is on it) and is held against the stems."""
 _BROKEN = ("not found", "no such file", "nosuchkey", "panic", "corrupt", "out of range", "index out of bounds")
 
 
@@ -87,10 +89,10 @@ def text_canary(table: FencedTable, column: str, view: IndexView) -> str | None:
 
 def canary_word(text: str) -> str | None:
     """The longest plain word: likely a rare one. None where there is none that the index must hold."""
-    found = {word for word in _WORD.findall(text) if word.lower() not in _STOP_WORDS}
     # Beside other letters or digits it is part of a longer token; an underscore parts tokens.
-    whole = [word for word in found if re.search(rf"(?<![^\W_]){word}(?![^\W_])", text)]
-    return max(whole, key=lambda word: (len(word), word), default=None)
+    whole = (word for word in set(_WORD.findall(text)) if re.search(rf"(?<![^\W_]){word}(?![^\W_])", text))
+    by_length = sorted(whole, key=lambda word: (len(word), word), reverse=True)
+    return next((word for word in by_length if lance.tokenize(word, **_STOPPING)), None)
 
 
 def _finds(table: FencedTable, key: str, wanted: str, column: str, vector: Any, look: tuple[int, int, int]) -> bool:

@@ -10,8 +10,9 @@ from typing import IO, Any
 
 import pytest
 
-from shoal.cluster.recall_watch import LOOK_S, READ_S, RecallWatch, start_process
+from shoal.cluster.recall_watch import IDLE_LOOK_S, LOOK_S, READ_S, REST_S_MAX, REST_S_MIN, RecallWatch, start_process
 from shoal.settings import Settings
+from shoal.store.index_state import STATE
 from shoal.store.recall import FILE
 from shoal.store.state_files import write_state
 
@@ -39,6 +40,7 @@ class Desk:
     def __init__(self, place: Path) -> None:
         self.settings = Settings(lancedb_path=str(place))
         self.now_s = 1_000.0
+        self.commit = 0
         self.began: list[FakeProcess] = []
         self.watch = RecallWatch(self.settings, start=self.start, clock=lambda: self.now_s)
 
@@ -47,9 +49,14 @@ class Desk:
         self.began.append(FakeProcess())
         return self.began[-1]
 
-    def after(self, seconds: float, chunks: int | None = ENOUGH) -> Any:
+    def after(self, seconds: float, chunks: int | None = ENOUGH, commit: int | None = None) -> Any:
+        """Another batch was written meanwhile, unless `commit` says which was the last."""
         self.now_s += seconds
-        return self.watch.turn(chunks)
+        self.commit = self.commit + 1 if commit is None else commit
+        return self.watch.turn(chunks, self.commit)
+
+    def trained(self, training: str) -> None:
+        write_state(self.settings, STATE, {"tables": {"vectors": {"content_embedding": {"training": training}}}})
 
     def measured(self, recall: float, alarm: str | None = None) -> None:
         value = {
@@ -77,13 +84,47 @@ def test_a_look_begins_now_and_then_and_one_at_a_time(desk: Desk) -> None:
     assert len(desk.began) == 2
 
 
-def test_one_that_fails_is_begun_again_only_at_the_next_look(desk: Desk) -> None:
+@pytest.mark.parametrize(
+    ("ran_s", "rest_s"), [(1.0, REST_S_MIN), (20.0, 1_000.0), (540.0, REST_S_MAX)], ids=["at once", "soon", "at last"]
+)
+def test_one_that_failed_is_begun_again_after_a_rest_that_grows_with_its_work(
+    desk: Desk, ran_s: float, rest_s: float
+) -> None:
     desk.after(LOOK_S)
     desk.began[0].returncode = -14
+    desk.after(ran_s)
     for _ in range(10):
-        desk.after(LOOK_S / 20)
+        desk.after(rest_s / 11)
     assert len(desk.began) == 1
-    desk.after(LOOK_S)
+    desk.after(rest_s / 10)
+    assert len(desk.began) == 2
+
+
+def test_where_nothing_was_written_a_look_begins_only_after_long(desk: Desk) -> None:
+    desk.trained("first")
+    desk.after(LOOK_S, commit=7)
+    desk.began[0].returncode = 0
+    for _ in range(14):
+        desk.after(LOOK_S, commit=7)
+    assert len(desk.began) == 1
+    desk.after(IDLE_LOOK_S - 14 * LOOK_S, commit=7)
+    assert len(desk.began) == 2
+    desk.began[1].returncode = 0
+    desk.after(LOOK_S, commit=7)
+    assert len(desk.began) == 2
+    desk.after(LOOK_S, commit=8)
+    assert len(desk.began) == 3, "a batch was written"
+    desk.began[2].returncode = 0
+    desk.trained("second")
+    desk.after(LOOK_S, commit=8)
+    assert len(desk.began) == 4, "the index was trained anew"
+
+
+def test_what_failed_is_tried_again_though_nothing_was_written(desk: Desk) -> None:
+    desk.after(LOOK_S, commit=7)
+    desk.began[0].returncode = 3
+    desk.after(0, commit=7)
+    desk.after(REST_S_MIN, commit=7)
     assert len(desk.began) == 2
 
 

@@ -55,6 +55,20 @@ def test_nothing_is_wrong_with_whole_tables(whole: str) -> None:
     assert said[-1] == f"{JOBS}: 3 rows"
 
 
+def test_texts_that_the_index_takes_apart_otherwise_than_by_letters_are_no_defect(tmp_path: Path) -> None:
+    place = str(tmp_path / "lancedb")
+    writer = damage.open_writer(place, compact_commits=100)  # a fragment for each: its rows are asked for
+    texts = (
+        "Überschreitungsmeldung", "5000kilowatt 3 MW", "kilowatt5000 a", "naïveté", "there these", "x" * 300, "",
+        "getUserName", "ihre energie_daten", "12:30 100 %", "a\u0308nderungsverlauf", "don't doesn't",
+    )  # fmt: skip
+    for number, text in enumerate(texts):
+        writer.apply([document(f"prod:ds:{number}", number, content=text)], (), damage.NOW)
+    assert look(place).findings == ()
+    writer._maintenance._fold("vectors", writer._epoch)
+    assert look(place).findings == ()
+
+
 def test_there_is_nothing_to_say_where_there_are_no_tables(tmp_path: Path) -> None:
     assert check(str(tmp_path / "no"), {}, leaked_before=datetime.now(UTC), index_rows_min=256) is None
 

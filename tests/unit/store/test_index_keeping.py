@@ -21,7 +21,7 @@ import pytest
 from shoal.records import Outcome
 from shoal.settings import Settings
 from shoal.store import index_keeping, recall
-from shoal.store.index_keeping import IndexKeeper
+from shoal.store.index_keeping import FTS_OPTIONS, IndexKeeper
 from shoal.store.index_policy import Act
 from shoal.store.index_state import STATE
 from shoal.store.index_views import views
@@ -510,10 +510,23 @@ def test_the_canary_sees_what_the_index_holds_and_not_what_a_scan_finds(place: s
     [
         ("the load forecast of NYISO", "forecast"), ("into these there", None), ("", None), ("東京の電力", None),
         ("load2024 forecast_x x_demand peak", "forecast"), ("a b c", None), ("naïve plain", "plain"),
+        ("doesn't shouldn't", None), ("should this", None), ("they themselves own wind", "themselves"),
     ],
 )  # fmt: skip
 def test_the_canarys_word_is_one_that_the_index_must_hold(text: str, word: str | None) -> None:
     assert canary_word(text) == word
+
+
+def test_the_canarys_words_are_those_that_the_index_keeps() -> None:
+    kept = {name: value for name, value in FTS_OPTIONS.items() if name != "with_position"}
+    words = """
+        about after against because before being below between both doesn during each from further hadn having here
+        into mightn more most once other ourselves should shouldn some such than that their themselves then there
+        these they this through until very were what when where which while whom will with would wouldn yourself wind
+    """.split()  # noqa: SIM905
+    dropped = [word for word in words if not lance.tokenize(word, **kept)]
+    assert "doesn" in dropped
+    assert [word for word in words if canary_word(word) is None] == dropped
 
 
 # --- what operators ask ---------------------------------------------------------------------------------------

@@ -159,6 +159,14 @@ def test_the_setting_flat_drops_an_index() -> None:
     assert due(counts(100_000, segments=0), limits=flat).act is Act.NOTHING
 
 
+def test_a_broken_index_of_too_few_rows_to_train_is_dropped() -> None:
+    broken, few = Past(defect="a gap"), TRAINING_ROWS_MIN - 1
+    assert decide(counts(few), broken, LIMITS).act is Act.DROP
+    assert decide(counts(few), Past(), LIMITS).act is Act.NOTHING
+    assert decide(counts(few, segments=0), broken, LIMITS).act is Act.NOTHING
+    assert decide(counts(TRAINING_ROWS_MIN), broken, LIMITS).act is Act.TRAIN
+
+
 def test_a_defect_is_built_anew_without_a_rest_but_not_for_ever_at_once() -> None:
     found = counts(100_000)
     assert due(found, Past(ended_s=1.0, took_s=100.0, defect="a gap")).act is Act.TRAIN

@@ -331,6 +331,44 @@ def test_the_bound_on_disk_drops_the_oldest_and_cleanup_then_frees_their_files(p
     assert small < 2.1 * current < large
 
 
+def test_after_a_start_each_round_opens_few_kept_states_the_newest_first_until_all_are_known(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Clocked(place, as_of_interval_s=1)
+    for number in range(7):
+        first.commit(document("prod:ds:1", number, version=f"v{number}", content=f"text {number}"))
+        first.upkeep()
+    kept = [one.metadata for one in first.tags()]
+    assert len(kept) == 7
+    monkeypatch.setattr(snapshots_module, "OPENED_MAX", 3)
+    heir = Clocked(place, as_of_interval_s=3_600, as_of_disk_factor=0, as_of_bytes_min=1 << 40)
+    keeper = heir.writer._maintenance._snapshots
+    opened = []
+    for _ in range(4):
+        heir.writer._maintenance._keep_snapshots(T0 + 10 * MINUTE, heir.writer._epoch)
+        opened.append(sorted(version for kind, version in keeper._files if kind == "metadata"))
+    assert opened == [kept[-3:], kept[-6:], kept, kept]
+    assert not keeper.is_learning
+    # With no room for any of them, all that is known to be too much goes in the first round.
+    strict = Clocked(place, as_of_interval_s=3_600, as_of_disk_factor=0, as_of_bytes_min=0)
+    strict.writer._maintenance._keep_snapshots(T0 + 10 * MINUTE, strict.writer._epoch)
+    assert len(strict.tags()) <= 3
+
+
+def test_upkeep_goes_on_learning_without_waiting_for_the_next_snapshot(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Clocked(place, as_of_interval_s=1)
+    for number in range(3):
+        first.commit(document("prod:ds:1", number, version=f"v{number}", content=f"text {number}"))
+        first.upkeep()
+    monkeypatch.setattr(snapshots_module, "OPENED_MAX", 1)
+    heir = Clocked(place, as_of_interval_s=3_600)
+    for _ in range(4):
+        heir.upkeep()
+    assert len(heir.writer._maintenance._snapshots._files) == 2 * 3
+
+
 # --- the policy alone -------------------------------------------------------------------------
 
 
@@ -378,6 +416,9 @@ def test_the_bound_counts_a_file_once_and_drops_from_the_oldest() -> None:
     assert Keeping(KEEPING.age, KEEPING.interval, 1.0, 110).beyond_bound(states, files, current) == states[:1]
     assert Keeping(KEEPING.age, KEEPING.interval, 3.0, 0).beyond_bound(states, files, current) == []
     assert Keeping(KEEPING.age, KEEPING.interval, 0.1, 0).beyond_bound(states, files, current) == states
+    newest = {number: held for number, held in files.items() if number > 1}
+    assert KEEPING.beyond_bound(states, newest, current) == states[:2]  # the oldest is older than what must go
+    assert KEEPING.beyond_bound(states, {3: files[3]}, current) == []  # nobody knows yet
 
 
 def test_only_names_that_both_tables_have_are_snapshots() -> None:

@@ -197,7 +197,7 @@ def test_a_damaged_or_hostile_file_holds_no_setting_and_no_figures() -> None:
     for value in ODD_VALUES:
         assert tuning_of(value) is None
         assert statistics_of(value) is None
-        assert is_due(value, MARK, NOW, 900)
+        assert due(value, MARK, NOW)
     for name, value in itertools.product(("at", "index", "refine", "depth"), ODD_VALUES):
         assert tuning_of(sound | {name: value}) is None
     for value in ODD_VALUES[1:]:
@@ -231,27 +231,44 @@ def test_an_alarm_belongs_to_the_training_that_it_was_measured_on() -> None:
         assert alarm_of(low | {"index": value}, "abc") is None
 
 
+def due(value: Any, mark: IndexMark | None, now: datetime, commit_sequence: int = 8, target: float = 0.95) -> bool:
+    return is_due(value, mark, commit_sequence, now, 900, target)
+
+
 def test_measuring_is_due_by_time_and_at_once_for_another_training() -> None:
     value = written(a_measurement(took_s=4.0))
-    assert not is_due(value, MARK, NOW + timedelta(seconds=899), 900)
-    assert is_due(value, MARK, NOW + timedelta(seconds=900), 900)
-    assert not is_due(value, replace(MARK, indexed_rows=101_000), NOW, 900)  # rows were folded in
-    assert is_due(value, replace(MARK, training="other"), NOW, 900)
-    assert is_due(value, None, NOW, 900)
-    assert is_due(value, MARK, NOW - timedelta(hours=1), 900)  # the clock was set back
-    assert is_due(None, None, NOW, 900)
+    assert not due(value, MARK, NOW + timedelta(seconds=899))
+    assert due(value, MARK, NOW + timedelta(seconds=900))
+    assert not due(value, replace(MARK, indexed_rows=101_000), NOW)  # rows were folded in
+    assert due(value, replace(MARK, training="other"), NOW)
+    assert due(value, None, NOW)
+    assert due(value, MARK, NOW - timedelta(hours=1))  # the clock was set back
+    assert due(None, None, NOW)
 
 
 def test_what_took_long_is_measured_less_often() -> None:
     value = written(a_measurement(took_s=100.0))
-    assert not is_due(value, MARK, NOW + timedelta(seconds=4_999), 900)
-    assert is_due(value, MARK, NOW + timedelta(seconds=5_000), 900)
+    assert not due(value, MARK, NOW + timedelta(seconds=4_999))
+    assert due(value, MARK, NOW + timedelta(seconds=5_000))
 
 
 def test_without_an_index_nothing_is_due_until_there_is_one() -> None:
     value = written(a_measurement(index=None, chosen=None))
-    assert not is_due(value, None, NOW + timedelta(days=30), 900)
-    assert is_due(value, MARK, NOW, 900)
+    assert not due(value, None, NOW + timedelta(days=30))
+    assert due(value, MARK, NOW)
+
+
+def test_on_the_same_commit_it_is_measured_again_only_before_the_tuning_is_too_old() -> None:
+    value = written(a_measurement())
+    half = timedelta(hours=12)
+    assert not due(value, MARK, NOW + half - timedelta(seconds=1), commit_sequence=7)
+    assert due(value, MARK, NOW + half, commit_sequence=7)
+    tuning = tuning_of(value)
+    assert tuning is not None
+    assert tuning.fits(MARK.indexed_rows, NOW + half)
+    assert due(value, replace(MARK, training="other"), NOW, commit_sequence=7)
+    assert due(value, MARK, NOW + timedelta(seconds=900), commit_sequence=7, target=0.9)  # the setting has changed
+    assert due(value, MARK, NOW - timedelta(hours=1), commit_sequence=7)
 
 
 def test_untuned_searches_look_into_every_partition() -> None:

@@ -195,13 +195,40 @@ def test_hostile_names_are_names(place: str) -> None:
     assert look(place).findings == ()
 
 
-def test_an_index_that_leaves_rows_out_is_made_anew(place: str) -> None:
-    damage.index_claims_more("content_summary_idx")(place)
-    assert [each.code for each in look(place).findings] == [Code.INDEX_INCOMPLETE]
+def indexes(place: str, table: str) -> set[str]:
+    return {index.name for index in damage.dataset(place, table).describe_indices()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "name", "done"),
+    [
+        ("vectors", VECTORS, "content_summary_idx", "train of content_summary took"),
+        ("vectors", VECTORS, "content_embedding_idx", "train of content_embedding took"),
+        ("metadata", METADATA, "id_idx", "indexed id of metadata anew"),
+    ],
+)
+def test_an_index_that_leaves_rows_out_is_made_anew_and_is_there_till_then(
+    place: str, kind: str, table: str, name: str, done: str
+) -> None:
+    damage.index_claims_more(name, table)(place)
     writer = damage.open_writer(place)
-    repair(writer, indexes=[["vectors", "content_summary_idx"], ["vectors", "no_such_idx"]])
-    assert "dropped content_summary_idx" in damage.upkeep(writer)
+    before = indexes(place, table)
+    repair(writer, indexes=[[kind, name], [kind, "no_such_idx"]])
+    told = []
+    while (step := writer.maintain(NOW)) is not None:
+        told.append(step)
+        assert indexes(place, table) >= before, step
+    told.append(damage.upkeep(writer))
+    assert done in "; ".join(told)
     assert look(place).findings == ()
+
+
+def test_what_a_repair_asks_of_an_index_is_done_though_upkeep_finds_it_right(place: str) -> None:
+    writer = damage.open_writer(place)
+    repair(writer, indexes=[["vectors", "content_summary_idx"]])
+    done = damage.upkeep(writer)
+    assert "compacted vectors" in done  # and verified its indexes
+    assert done.count("train of content_summary took") == 1
 
 
 def lost_key_index(place: str) -> None:
