@@ -111,7 +111,8 @@ class RecallWatch:
     def _training(self) -> Any:
         """Of the chunks' index, as the writer says; None where it does not."""
         try:
-            return read_state(self._settings, STATE)["tables"]["vectors"]["content_embedding"]["training"]
+            state: Any = read_state(self._settings, STATE)
+            return state["tables"]["vectors"]["content_embedding"]["training"]
         except (TransientError, KeyError, TypeError):
             return None
 
