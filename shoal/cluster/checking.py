@@ -42,7 +42,7 @@ def look(settings: Settings, leaked_age_s: float | None, progress: Callable[[str
     age_s = 2 * settings.cleanup_age_s if leaked_age_s is None else leaked_age_s
     return check_tables(
         settings.tables_uri, storage_options(settings), leaked_before=datetime.now(UTC) - timedelta(seconds=age_s),
-        index_rows_min=settings.index_rows_min, progress=progress,
+        index_rows_min=None if settings.index_kind == "flat" else settings.index_rows_min, progress=progress,
     )  # fmt: skip
 
 

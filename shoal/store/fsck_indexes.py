@@ -65,10 +65,11 @@ class Samples:
 
 
 def check_indexes(
-    held: Held, findings: Findings, rows: int, nulls: int, samples: Samples, index_rows_min: int, *, is_whole: bool
-) -> None:
-    """`rows`: of the table, as they were read, with the fence; `nulls`: those without a vector; `is_whole`: all of
-    them could be read. Raises TransientError."""
+    held: Held, findings: Findings, rows: int, nulls: int, samples: Samples, index_rows_min: int | None,
+    *, is_whole: bool,
+) -> None:  # fmt: skip
+    """`rows`: of the table, as they were read, with the fence; `nulls`: those without a vector; `index_rows_min`: None
+    where no vector index is wanted; `is_whole`: all of them could be read. Raises TransientError."""
     gone = set(fileless_indexes(held))
     for name in sorted(gone):
         findings.add(Code.INDEX_WITHOUT_FILES, held.name, Subject(name, "its files are gone"))
@@ -80,7 +81,7 @@ def check_indexes(
             findings.add(Code.INDEX_MISSING, held.name, Subject(index_name(column), detail))
     later = list(LATER[held.kind]) if rows >= SCALAR_ROWS_MIN else []
     vector = VECTOR_COLUMNS[held.kind]
-    if held.kind != "fixes" and vector and rows - nulls >= index_rows_min:
+    if held.kind != "fixes" and vector and index_rows_min is not None and rows - nulls >= index_rows_min:
         later.append(vector)
     for column in later:
         if index_name(column) not in names:

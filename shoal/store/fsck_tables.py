@@ -60,14 +60,14 @@ def check(
     options: dict[str, str],
     *,
     leaked_before: datetime,
-    index_rows_min: int,
+    index_rows_min: int | None,
     collection: str = SCRAPER_COLLECTION,
     settle_s: float = SETTLE_S,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report | None:
     """Everything that is wrong, None where there are no tables yet. `leaked_before`: files that no version names
-    count as leaked where they were last written before; `index_rows_min`: the setting; `settle_s`: how long a
-    writer between two tables is waited for."""
+    count as leaked where they were last written before; `index_rows_min`: the setting, None where no vector index is
+    wanted; `settle_s`: how long a writer between two tables is waited for."""
     opened = open_tables(uri, options, collection, settle_s=settle_s)
     if not opened.tables:
         return None
@@ -75,7 +75,7 @@ def check(
 
 
 class _Check:
-    def __init__(self, opened: Opened, index_rows_min: int, progress: Callable[[str], None]) -> None:
+    def __init__(self, opened: Opened, index_rows_min: int | None, progress: Callable[[str], None]) -> None:
         self._opened = opened
         self._tables = opened.tables
         self._index_rows_min = index_rows_min

@@ -29,6 +29,8 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shoal.errors import TransientError
+from shoal.store.query_sample import AGE_MAX as SAMPLE_AGE
+from shoal.store.query_sample import FILE_PREFIX as SAMPLE_PREFIX
 from shoal.store.state_files import DIRECTORY, UNFINISHED_PREFIX
 from shoal.store.tables import lance_errors
 
@@ -138,14 +140,16 @@ def fileless_indexes(table: Opened) -> list[str]:
 
 
 def sweep_state(uri: str, age: timedelta) -> Swept:
-    """Remove the state files that their writer was killed over (state_files.py); in S3 there are none such."""
+    """Remove the state files that their writer was killed over (state_files.py), and the samples of questions of
+    search replicas that are gone. In S3 there are none of the former, and the latter go when recall is looked at."""
     if uri.startswith("s3://"):
         return Swept()
     with _storage_errors(f"sweeping {uri}"):
         place = _Directory(Path(uri) / DIRECTORY)
         if not place.root.is_dir():
             return Swept()
-        old = _unfinished_state(place, place.now() - age)
+        now = place.now()
+        old = _unfinished_state(place, now - age) + _state(place, SAMPLE_PREFIX, now - SAMPLE_AGE)
         place.remove(old)
     return Swept(len(old), sum(file.size_bytes for file in old))
 
@@ -160,7 +164,11 @@ def unfinished_state(uri: str, before: datetime) -> list[str]:
 
 
 def _unfinished_state(place: _Directory, before: datetime) -> list[_File]:
-    names = [entry.name for entry in place.root.iterdir() if entry.name.startswith(UNFINISHED_PREFIX)]
+    return _state(place, UNFINISHED_PREFIX, before)
+
+
+def _state(place: _Directory, prefix: str, before: datetime) -> list[_File]:
+    names = [entry.name for entry in place.root.iterdir() if entry.name.startswith(prefix)]
     return [file for file in place.look(names) if file.written_at < before]
 
 

@@ -37,11 +37,13 @@ def line_for(settings: Settings) -> str:
 
 def check(settings: Settings, now: datetime) -> str:
     """Measure if it is due; what was done. Raises TransientError, OSError."""
+    from shoal.store.query_sample import AGE_MAX, FILE_PREFIX
     from shoal.store.recall import FILE, is_due
     from shoal.store.recall_measuring import RecallTable, measure
-    from shoal.store.state_files import read_state, write_state
+    from shoal.store.state_files import read_state, remove_old_states, write_state
 
     async def run() -> str:
+        remove_old_states(settings, FILE_PREFIX, now - AGE_MAX)  # in S3 nobody else does
         last = read_state(settings, FILE)
         table = await RecallTable.open(settings)
         try:

@@ -36,7 +36,7 @@ from shoal.store.reading import Freshness, Row, Tables, View
 from shoal.store.recall import FILE as RECALL_FILE
 from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError, milliseconds
 from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
-from shoal.store.state_files import read_state, write_state
+from shoal.store.state_files import read_state, remove_state, write_state
 from shoal.store.tuning import Tunings
 
 __all__ = ["Freshness", "Hit", "SearchIndex", "SearchPage", "SearchRequest"]
@@ -82,13 +82,13 @@ class SearchIndex:
         index = cls(tables)
         if settings is not None:
             tables.tunings = Tunings(partial(read_state, settings, RECALL_FILE))
-            width, write = tables.facts.width, partial(write_state, settings)
-            index._recorder = QueryRecorder(settings.recall_queries, width, write)
+            write, remove = partial(write_state, settings), partial(remove_state, settings)
+            index._recorder = QueryRecorder(settings.recall_queries, tables.facts.width, write, remove)
         return index
 
     async def close(self) -> None:
         if self._recorder is not None:
-            self._recorder.close()
+            await self._recorder.close()
         await self._feeds.close()
         await self._past.close()
         await self._tables.close()

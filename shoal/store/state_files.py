@@ -5,9 +5,11 @@ Written whole by one owner, read by anybody; a reader sees the old or the new te
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import tempfile
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,27 @@ def remove_state(settings: Settings, name: str) -> None:
         _client(settings.s3_endpoint_url).delete_object(Bucket=bucket, Key=key)
     except (BotoCoreError, ClientError) as error:
         raise TransientError(f"state file {name}: {error}") from None
+
+
+def remove_old_states(settings: Settings, prefix: str, before: datetime) -> int:
+    """Remove those of `list_states` that were last written before `before`, by the storage's clock; how many. Raises
+    TransientError, OSError."""
+    bucket, key = _s3_place(settings, prefix)
+    if bucket is None:
+        written = {}
+        for name in list_states(settings, prefix):
+            with contextlib.suppress(FileNotFoundError):
+                written[name] = (Path(settings.tables_uri) / DIRECTORY / name).stat().st_mtime
+        old = [name for name, at_s in written.items() if at_s < before.timestamp()]
+    else:
+        try:
+            found = _client(settings.s3_endpoint_url).list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", ())
+        except (BotoCoreError, ClientError) as error:
+            raise TransientError(f"state files {prefix}*: {error}") from None
+        old = [str(entry["Key"]).rpartition("/")[2] for entry in found if entry["LastModified"] < before]
+    for name in old:
+        remove_state(settings, name)
+    return len(old)
 
 
 def _s3_place(settings: Settings, name: str) -> tuple[str | None, str]:

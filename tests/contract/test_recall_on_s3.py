@@ -16,7 +16,7 @@ from shoal.store.index_views import index_name
 from shoal.store.query_sample import FILE_PREFIX, QuerySample
 from shoal.store.recall import FILE, statistics_of, tuning_of
 from shoal.store.schemas import CollectionFacts, table_schema, table_uri, vectors_table
-from shoal.store.state_files import list_states, read_state, remove_state, write_state
+from shoal.store.state_files import list_states, read_state, remove_old_states, remove_state, write_state
 from shoal.store.writing import storage_options
 from tests.fixtures.s3_server import S3Server
 
@@ -39,6 +39,9 @@ def test_state_files_are_listed_by_their_beginning_and_removed(settings: Setting
     remove_state(settings, "queries-a.json")
     remove_state(settings, "queries-a.json")
     assert list_states(settings, "queries-") == ["queries-b.json"]
+    assert remove_old_states(settings, "queries-", datetime.now(UTC) - timedelta(hours=1)) == 0
+    assert remove_old_states(settings, "queries-", datetime.now(UTC) + timedelta(hours=1)) == 1
+    assert list_states(settings, "") == ["status.json"]
 
 
 def test_recall_is_measured_and_written_in_the_bucket(settings: Settings) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shoal.cluster.checking import check
+from shoal.cluster.checking import check, look
 from shoal.cluster.output import Exit, Format
 from shoal.settings import Settings
 from tests.fixtures import damage
@@ -53,6 +53,19 @@ def test_a_warning_alone_ends_with_0(settings: Settings, capsys: pytest.CaptureF
     assert run(settings) == Exit.OK
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert (finding["code"], finding["severity"]) == ("leaked_files", "warning")
+
+
+def test_a_vector_index_is_missed_only_where_the_setting_wants_one(tmp_path: Path) -> None:
+    place = str(tmp_path / "lancedb")
+    rows_min = damage.INDEX_ROWS_MIN
+    writer = damage.open_writer(place, index_kind="flat")
+    many = [document(f"prod:ds:{n}", n, content=f"many {n}", chunks=10) for n in range(rows_min // 10 + 1)]
+    writer.apply(many, (), damage.NOW)
+    flat, some = (Settings(lancedb_path=place, index_kind=kind, index_rows_min=rows_min) for kind in ("flat", "ivf_rq"))
+    for settings, missing in ((flat, []), (some, ["content_embedding_idx"])):
+        report = look(settings, None, lambda _: None)
+        assert report is not None
+        assert [subject.name for finding in report.findings for subject in finding.subjects] == missing
 
 
 def test_a_place_without_tables_is_not_called_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

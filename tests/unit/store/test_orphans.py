@@ -292,6 +292,22 @@ def test_state_files_whose_writer_was_killed_go_once_they_are_old(place: str) ->
     assert read_state(settings, "status.json") == {"a": 1}
 
 
+def test_samples_of_replicas_that_are_gone_go_after_a_day_and_younger_ones_stay(place: str) -> None:
+    settings = Settings(lancedb_path=place)
+    for name in ("queries-old.json", "queries-young.json", "status.json"):
+        write_state(settings, name, {"a": 1})
+    day_s = 86_400
+    for name, age_s in (
+        ("queries-old.json", day_s + 60),
+        ("queries-young.json", day_s - 60),
+        ("status.json", 9 * day_s),
+    ):
+        at_s = time.time() - age_s
+        os.utime(f"{place}/_shoal/{name}", (at_s, at_s))
+    assert sweep_state(place, AGE).files == 1
+    assert sorted(os.listdir(f"{place}/_shoal")) == ["queries-young.json", "status.json"]
+
+
 def test_a_state_file_that_could_not_be_written_leaves_nothing_and_the_last_one_stays(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -273,6 +275,16 @@ def test_the_process_measures_writes_what_it_found_and_rests_until_it_is_due(set
     assert recall_check.check(settings, now()) != "not due"
 
 
+def test_a_look_removes_old_samples_though_no_measuring_is_due(settings: Settings) -> None:
+    assert recall_check.check(settings, now()).startswith("recall@10")
+    for name in ("a", "b"):
+        write_state(settings, f"{FILE_PREFIX}{name}.json", {})
+    at_s = time.time() - 86_460
+    os.utime(Path(settings.tables_uri) / "_shoal" / f"{FILE_PREFIX}a.json", (at_s, at_s))
+    assert recall_check.check(settings, now()) == "not due"
+    assert list_states(settings, FILE_PREFIX) == [f"{FILE_PREFIX}b.json"]
+
+
 def test_the_process_ends_with_whoever_started_it(settings: Settings) -> None:
     process = start_check(settings)
     out, _ = process.communicate(timeout=100)  # closes its stdin
@@ -394,14 +406,35 @@ async def test_searches_leave_their_questions_and_filtered_ones_do_not(
         await asyncio.sleep(0.01)
     assert found[0] == pytest.approx(asked[1], abs=1e-2)
     assert len(found) == 1
+    assert len(list_states(settings, FILE_PREFIX)) == 1
     await index.close()
+    assert list_states(settings, FILE_PREFIX) == []
+
+
+async def test_a_sample_that_is_being_written_at_the_end_does_not_outlive_it() -> None:
+    files: dict[str, Any] = {}
+    began, go = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def write(name: str, value: Any) -> None:
+        loop.call_soon_threadsafe(began.set)
+        assert go.wait(60)
+        files[name] = value
+
+    recorder = QueryRecorder(8, WIDTH, write, files.pop, write_s=0.0)
+    recorder.note(scattered(1, seed=1)[0])
+    await began.wait()
+    loop.call_soon(go.set)
+    await recorder.close()
+    assert files == {}
 
 
 async def test_a_setting_of_none_keeps_no_question(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
-    recorder = QueryRecorder(0, WIDTH, lambda name, _: written.append(name), write_s=0.0)
+    recorder = QueryRecorder(0, WIDTH, lambda name, _: written.append(name), written.append, write_s=0.0)
     recorder.note(scattered(1, seed=1)[0])
     await asyncio.sleep(0)
+    await recorder.close()
     assert (recorder._due, written) == (None, [])
 
 
@@ -415,12 +448,12 @@ async def test_many_questions_are_written_once_and_a_store_that_is_away_stops_no
         loop.call_soon_threadsafe(done.set)
         raise TransientError("away")
 
-    recorder = QueryRecorder(8, WIDTH, write, write_s=0.0)
+    recorder = QueryRecorder(8, WIDTH, write, lambda _: None, write_s=0.0)
     for query in scattered(20, seed=1):
         recorder.note(query)
     await done.wait()
     assert [len(value["vectors"]) for value in written] == [8]
-    recorder.close()
+    await recorder.close()
 
 
 def test_the_caches_are_as_large_as_the_settings_say() -> None:
