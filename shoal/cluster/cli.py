@@ -1,7 +1,7 @@
-"""The command line: `shoal up|demo|publish|search|status|explain|doctor|config`.
+"""The command line; `shoal --help` lists the commands.
 
-Each command's work lives in a module of its own, imported when the command runs: `shoal --help` imports
-neither Ray nor LanceDB. Data goes to stdout, diagnostics to stderr; exit codes are those of `output.Exit`.
+Each command's work lives in a module of its own, imported when the command runs: the help imports neither
+Ray nor LanceDB. Data goes to stdout, diagnostics to stderr; exit codes are those of `output.Exit`.
 """
 
 from __future__ import annotations

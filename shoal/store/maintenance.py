@@ -145,8 +145,7 @@ class Maintenance:
             return None
         for column, sort in (AT_ONCE[kind] | LATER[kind]).items():
             if index_name(column) == name:
-                make = methodcaller("create_scalar_index", column, sort, name=name, replace=True)
-                self._on(kind, epoch, f"indexing {column} of", make)
+                self._remake(kind, column, sort, epoch)
                 return f"indexed {column} of {kind} anew"
         self._on(kind, epoch, f"dropping {name} of", methodcaller("drop_index", name))
         return f"dropped {name} of {kind}: no search needs it"
@@ -258,11 +257,7 @@ class Maintenance:
             return None
         if column not in AT_ONCE[kind] and table.count() < SCALAR_ROWS_MIN:
             return None
-        options = FTS_OPTIONS if sort == FTS else {}
-        self._on(
-            kind, epoch, f"indexing {column} of",
-            lambda dataset: dataset.create_scalar_index(column, sort, name=index_name(column), **options),
-        )  # fmt: skip
+        self._remake(kind, column, sort, epoch)
         self._count_unindexed()
         self._verify(kind, f"indexing {column}", epoch, frozenset({index_name(column)}))
         return f"indexed {column} of {kind}"
@@ -346,11 +341,13 @@ class Maintenance:
         held = self._indexed(kind)
         for column, sort in (AT_ONCE[kind] | LATER[kind]).items():
             if index_name(column) in held:
-                options = FTS_OPTIONS if sort == FTS else {}
-                rebuild = methodcaller(
-                    "create_scalar_index", column, sort, name=index_name(column), replace=True, **options
-                )
-                self._on(kind, epoch, f"indexing {column} of", rebuild)
+                self._remake(kind, column, sort, epoch)
+
+    def _remake(self, kind: TableKind, column: str, sort: str, epoch: int) -> None:
+        """Make a scalar or full-text index (anew), in one commit: searches have the old one till then."""
+        options = FTS_OPTIONS if sort == FTS else {}
+        make = methodcaller("create_scalar_index", column, sort, name=index_name(column), replace=True, **options)
+        self._on(kind, epoch, f"indexing {column} of", make)
 
     def _keep_snapshots(self, now: datetime, epoch: int) -> str | None:
         """Tag the state as it is now where one is due, and drop what has outlived its time (snapshots.py)."""

@@ -84,8 +84,13 @@ class Ledger:
 
     def back_p95(self, of: Callable[[Kill], bool] = lambda _: True) -> float:
         """Until the role was back, whatever was indexed when: what a replacement takes, without the queue before it."""
-        kills = [kill for kill in self.kills if kill.back_at is not None and not kill.overtaken and of(kill)]
-        return percentile(sorted((kill.back_at or 0.0) - (kill.healed_at or kill.at) for kill in kills), 0.95)
+        times = []
+        for kill in self.kills:
+            if kill.back_at is not None and not kill.overtaken and of(kill):
+                # What was given back only after the role was there did not hold it up.
+                held_up = kill.healed_at is not None and kill.healed_at <= kill.back_at
+                times.append(kill.back_at - (kill.healed_at if held_up and kill.healed_at else kill.at))
+        return percentile(sorted(times), 0.95)
 
     def table(self) -> list[str]:
         heads = ("p50_s", "p95_s", "max_s", "back_p95_s", "alone_p95_s", "unrecovered")

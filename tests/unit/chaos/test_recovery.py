@@ -38,6 +38,7 @@ def test_what_the_campaign_took_away_is_measured_from_when_it_gave_it_back() -> 
     writer.probe = 9
     assert ledger.indexed(9, 8.0) == [writer]
     assert writer.took_s == 3.0
+    assert ledger.back_p95(lambda kill: kill is writer) == 2.0, "it was back before that, whatever was away"
 
 
 def test_a_kill_during_another_recovery_is_not_alone() -> None:
