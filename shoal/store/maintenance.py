@@ -29,6 +29,7 @@ from lance.optimize import Compaction, CompactionOptions, CompactionTask
 from shoal.errors import FencedError, TransientError
 from shoal.faults import reach
 from shoal.settings import Settings
+from shoal.store.compaction import FAN_IN, Fragment, left_alone
 from shoal.store.index_keeping import FTS, FTS_OPTIONS, IndexKeeper
 from shoal.store.index_policy import Counts, folds_in_place
 from shoal.store.index_views import index_name, views
@@ -41,14 +42,18 @@ from shoal.store.tables import CommitRefused, FencedTable, lance_errors
 from shoal.store.verification import rows_changed
 
 FRAGMENT_BYTES = 64 * 1024 * 1024
-"""Size up to which compaction joins fragments. Every compaction rewrites the unfinished last one: much above,
-that stalls the writer for seconds; much below, a big table has thousands of files to open."""
+"""Size up to which compaction joins fragments (compaction.py: which of them). Much above, one join stalls the writer
+for seconds; much below, a big table has thousands of files to open."""
 COMPACTION_BYTES_MAX = 4 * FRAGMENT_BYTES
 """What one step rewrites at most (seconds of work); the next step goes on from there."""
 FOLD_AGAIN = timedelta(seconds=60)
 """After a fold of one index failed: the storage may have been unwell. Failing again it is the index that is."""
 FOLD_ROWS = 1_500
 """Chunks written that make folding them into the indexes due: keyword search costs 23 us for each that is not."""
+FOLD_SHARE = 1 / 20
+"""Of a small table's chunks, when it is compacted: a fold writes its indexes anew, however few rows it takes in."""
+FOLD_AGE = timedelta(seconds=60)
+"""So long new rows stay outside the indexes at most, however few they are."""
 _ROW_TEXT_BYTES = 1024  # of a row beside its vector, by rule of thumb
 
 BTREE, BITMAP = "BTREE", "BITMAP"
@@ -91,6 +96,7 @@ class Maintenance:
         self._steps: deque[Step] = deque()
         self._commits = 0
         self._rows_since_fold = 0
+        self._folded_at: datetime | None = None
         self._cleaned_at: datetime | None = None
         self._held_back: set[TableKind] = set()  # tables whose compaction and fold wait for a build
         self._unfolded: dict[tuple[TableKind, str], int] = {}  # index -> its folds in a row that failed
@@ -109,7 +115,7 @@ class Maintenance:
     def committed(self, chunks: int) -> None:
         """A batch was written."""
         self._commits += 1
-        self._rows_since_fold += chunks
+        self._rows_since_fold += max(1, chunks)  # without chunks a commit wrote metadata
         self.unindexed_rows += chunks
 
     def reopened(self) -> None:
@@ -184,19 +190,25 @@ class Maintenance:
                 self._steps.append(partial(self._compact, kind))
                 self._steps.append(partial(self._fold, kind))
             self._held_back.clear()
-        if self._keeper.new_optimize() or self._commits >= self._compact_commits:
+        if self._folded_at is None:
+            self._folded_at = now
+        is_asked = self._keeper.new_optimize()
+        if is_asked or self._commits >= self._compact_commits:
             self._commits = 0
             for kind in self._tables:
                 if kind == building:
                     self._held_back.add(kind)
                 else:
-                    self._steps.append(partial(self._compact, kind))
+                    self._steps.append(partial(self._compact, kind, everything=is_asked))
             self._steps.extend(self._index_steps(AT_ONCE))  # a step that failed is tried again
             self._steps.extend(self._index_steps(LATER))
             self._keeper.changed()
-            self._rows_since_fold = FOLD_ROWS
-        if self._rows_since_fold >= FOLD_ROWS or (self._fold_again_at is not None and now >= self._fold_again_at):
-            self._rows_since_fold, self._fold_again_at = 0, None
+            if is_asked or self._rows_since_fold >= FOLD_SHARE * self._tables["vectors"].count():
+                self._rows_since_fold = FOLD_ROWS
+        is_old = self._rows_since_fold > 0 and now - self._folded_at >= FOLD_AGE
+        is_again = self._fold_again_at is not None and now >= self._fold_again_at
+        if self._rows_since_fold >= FOLD_ROWS or is_old or is_again:
+            self._rows_since_fold, self._fold_again_at, self._folded_at = 0, None, now
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
                 if kind == building:  # what the build holds back of it
@@ -262,7 +274,8 @@ class Maintenance:
         self._verify(kind, f"indexing {column}", epoch, frozenset({index_name(column)}))
         return f"indexed {column} of {kind}"
 
-    def _compact(self, kind: TableKind, epoch: int) -> str | None:
+    def _compact(self, kind: TableKind, epoch: int, everything: bool = False) -> str | None:
+        """Join small fragments, those that are due or `everything`, and rewrite those worn by deletions."""
         table = self._tables[kind]
         target = FRAGMENT_BYTES // (table.facts.vector_bytes + _ROW_TEXT_BYTES)
         options: CompactionOptions = {"target_rows_per_fragment": target, "max_source_bytes": COMPACTION_BYTES_MAX}
@@ -271,6 +284,11 @@ class Maintenance:
         from_json: Any = CompactionTask.from_json  # type: ignore[attr-defined]
 
         def compact(dataset: Any) -> Any:
+            if not everything and not self._purger.is_thorough:
+                found = [
+                    Fragment(one.fragment_id, one.physical_rows, one.num_deletions) for one in dataset.get_fragments()
+                ]
+                options["excluded_fragment_ids"] = left_alone(found, min(FAN_IN, max(2, self._compact_commits)))
             tasks: list[Any] = list(Compaction.plan(dataset, options).tasks)
             if not tasks:
                 return None

@@ -79,6 +79,7 @@ def text_canary(table: FencedTable, column: str, view: IndexView) -> str | None:
                 found = table.dataset.scanner(
                     columns=[key, "_score"], full_text_query=MatchQuery(word, column),
                     filter=f"{key} = {literal(row[key])}", prefilter=True, fast_search=True, limit=1,
+                    use_scalar_index=False,  # the key's index may cover less than this one, and a fast search no more
                 ).to_table()  # fmt: skip
             if not found.num_rows:
                 return f"{view.name} does not find {key} {row[key]!r} by its word {word!r}"
