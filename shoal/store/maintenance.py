@@ -239,8 +239,10 @@ class Maintenance:
         table = self._tables[kind]
         table.settle(epoch)
         before = table.count()
-        if "index" in doing:
+        if doing.startswith("indexing"):
             reach("writer.indexing")
+        elif doing.startswith("folding"):
+            reach("writer.folding")
         try:
             with lance_errors(f"{doing} {table.uri}"):
                 result = operation(table.dataset)

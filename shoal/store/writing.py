@@ -348,7 +348,7 @@ class TableWriter:
         for kind in ("vectors", "fixes"):
             if change := repair.tables.get(kind):
                 self._tables[kind].replace(change.keys, change.put, fence)
-        reach("writer.before_metadata")
+        reach("writer.repairing")
         change = repair.tables.get("metadata", Rewrite())
         self._metadata.replace(change.keys, change.put, fence)
         ids = {job["command_id"] for job in jobs}
