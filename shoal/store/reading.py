@@ -81,6 +81,8 @@ class View:
 
     generation: int
     freshness: Freshness
+    metadata: int
+    vectors: int
 
 
 class Tables:
@@ -98,6 +100,7 @@ class Tables:
         }
         self._interval_s = refresh_interval_s
         self._handles: dict[TableKind, Any] = {}
+        self._versions: dict[TableKind, int] = {}
         self._lacking = Lacking()
         self._lock = asyncio.Lock()
         self._view: View | None = None
@@ -171,20 +174,25 @@ class Tables:
                 break
             await asyncio.sleep(_SETTLE_POLL_S)
         freshness = Freshness(metadata.commit_sequence, metadata.committed_at, metadata.positions())
-        return View(self._generation, freshness)
+        return View(self._generation, freshness, self._versions["metadata"], self._versions["vectors"])
 
     async def _latest(self, kind: TableKind) -> Fence:
         async def advance(table: Any) -> Fence:
             before = await table.version()
             await table.checkout_latest()
-            self._generation += before != await table.version()
+            self._versions[kind] = await table.version()
+            self._generation += before != self._versions[kind]
             await self._look_at_layout(kind, table)
-            rows = (await table.query().where(FENCE_PREDICATES[kind]).select(["fence"]).limit(1).to_arrow()).to_pylist()
-            if not rows:
+            fence = await _fence_of(kind, table)
+            if fence is None:
                 raise TransientError(f"no tables yet: {self._names[kind]} at {self._uri} holds no fence")
-            return Fence.from_json(rows[0]["fence"])
+            return fence
 
         return await self._read(kind, advance)
+
+    async def fence(self, kind: TableKind) -> Fence | None:
+        """The fence of the version that reads see."""
+        return await self._read(kind, lambda table: _fence_of(kind, table))
 
     async def latest(self, kind: TableKind) -> None:
         """Moves a table that has no partner (fixes, jobs) to its newest version."""
@@ -372,6 +380,11 @@ class Tables:
             return self._lacking.filled(kind, _plain(await query.select(there).limit(limit).to_arrow()), columns)
 
         return await self._read(kind, read) if text else []
+
+
+async def _fence_of(kind: TableKind, table: Any) -> Fence | None:
+    rows = (await table.query().where(FENCE_PREDICATES[kind]).select(["fence"]).limit(1).to_arrow()).to_pylist()
+    return Fence.from_json(rows[0]["fence"]) if rows else None
 
 
 def _text_query(text: Keywords, column: str) -> Any:

@@ -66,6 +66,11 @@ def revision(document_id: str, version: str) -> str:
     return f"{document_id}@{version.replace('%', '%25').replace('@', '%40')}"
 
 
+def document_of(revision_key: str) -> str:
+    """The document's id in a `revision`."""
+    return revision_key.rpartition("@")[0]
+
+
 def tombstone_revision(document_id: str) -> str:
     """The key of the row that remembers the deletion of `document_id`; no version encodes to it."""
     return f"{document_id}@%{TOMBSTONE}"

@@ -2,7 +2,8 @@
 
 Guarantee: answers hold documents only (never the fence or a tombstone), current versions unless older ones are
 asked for, each once, and never half of one; a page ends with a cursor where there is more. A page's freshness
-is that of the versions it was read from. It embeds nothing (vectors are arguments) and writes nothing.
+is that of the versions it was read from; the further pages of a ranking are read from those of the first. It
+embeds nothing (vectors are arguments) and writes nothing.
 
 Fails with QueryError (FilterError, CursorError) for what was asked wrongly, TransientError for storage that is
 away or tables that don't exist yet.
@@ -25,7 +26,7 @@ from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.settings import Settings
 from shoal.store import advice, facets, scanning
 from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
-from shoal.store.cursors import CursorError, OffsetCursor, decode, encode, fingerprint
+from shoal.store.cursors import CursorError, OffsetCursor, Pin, decode, encode, fingerprint, from_start, split_pin
 from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
 from shoal.store.past import Past, is_past_cursor
@@ -107,8 +108,12 @@ class SearchIndex:
 
     async def search(self, request: SearchRequest) -> SearchPage:
         """One page of documents. Raises QueryError | TransientError."""
+        if request.cursor and from_start(request.cursor) and self._is_past:
+            raise CursorError("this is no cursor; start again without it")  # it names two states
         if request.as_of is not None or is_past_cursor(request.cursor):
             return await self._search_past(request)
+        if (pinned := split_pin(request.cursor)) is not None:
+            return await self._search_pinned(request, *pinned)
         started = time.monotonic()
         warnings: list[str] = []
         mode = self._checked(request, warnings)
@@ -125,7 +130,9 @@ class SearchIndex:
                 read = time.monotonic()
                 answer = self._ranked if mode != "sql" else self._listed
                 page, whole = await answer(request, mode, view)
-                if whole or self._tables.generation == view.generation or attempt == _ATTEMPTS - 1:
+                # Of a page that others follow all must be of one state: theirs will be.
+                goes_on = mode != "sql" and page.next_cursor is not None
+                if (whole and not goes_on) or self._tables.generation == view.generation or attempt == _ATTEMPTS - 1:
                     break
         timings = {
             "queued": milliseconds(waited - started),
@@ -133,10 +140,11 @@ class SearchIndex:
             "read": milliseconds(time.monotonic() - read),
             "total": milliseconds(time.monotonic() - started),
         }
+        prefix = "" if self._is_past or mode == "sql" else str(_pin(view))
         return SearchPage(
             mode=mode,
             hits=page.hits,
-            next_cursor=page.next_cursor,
+            next_cursor=prefix + page.next_cursor if page.next_cursor else None,
             freshness=page.freshness,
             warnings=(*warnings, *page.warnings),
             timings_ms=timings | page.timings_ms,
@@ -173,6 +181,18 @@ class SearchIndex:
             as_of=state.as_of,
             next_cursor=prefix + page.next_cursor if page.next_cursor else None,
             warnings=page.warnings if state.exact else (*page.warnings, note),
+        )
+
+    async def _search_pinned(self, request: SearchRequest, pin: Pin, inner: str) -> SearchPage:
+        """A further page of a ranking, from the versions that its first page was read from."""
+        waited = request.wait_sequence
+        asked = replace(request, cursor=inner or None, wait_sequence=None)
+        page = await self._past.pages(pin, lambda index: index.search(asked))
+        note = f"these pages are of commit {pin.sequence}, before {waited}: start again without the cursor to see that"
+        return replace(
+            page,
+            next_cursor=str(pin) + page.next_cursor if page.next_cursor else None,
+            warnings=page.warnings if waited is None or waited <= pin.sequence else (*page.warnings, note),
         )
 
     def _checked(self, request: SearchRequest, warnings: list[str]) -> Mode:
@@ -342,6 +362,10 @@ class SearchIndex:
             self._tables.count("metadata", IS_CURRENT), self._tables.count("vectors", IS_DOCUMENT)
         )
         return {"documents": documents, "chunks": chunks}
+
+
+def _pin(view: View) -> Pin:
+    return Pin(view.freshness.commit_sequence, view.metadata, view.vectors)
 
 
 def _served(row: Row) -> dict[str, Any]:

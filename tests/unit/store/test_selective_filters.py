@@ -12,10 +12,11 @@ import pytest_asyncio
 from lancedb.index import IvfPq
 
 from shoal.records import Vector
-from shoal.store import reading
+from shoal.store import ranked, reading, selections
 from shoal.store.filters import Filter, Prefix, Range
+from shoal.store.requests import SearchRequest
 from shoal.store.search import SearchIndex
-from tests.fixtures.library import NEAR, NORTH, Library, ids, rows_of
+from tests.fixtures.library import NEAR, NORTH, RANKED_MODES, Library, ids, rows_of
 
 ROWS = 1_500
 CLUSTERS = 30  # cluster 0 is where the queries are; the others lie around it, ever further away
@@ -111,3 +112,66 @@ async def test_without_a_filter_the_index_is_used(index: SearchIndex) -> None:
     page = await index.search(replace(NEAR, limit=10, explain=True))
     assert page.explain is not None
     assert "ANN" in page.explain["vector_plan"]
+
+
+FAR = Range("urn", f"cluster{CLUSTERS // 2:02}")  # half of all, the farther one, by a column of the metadata only
+LEFT = [number for number in range(ROWS) if _of(number) >= f"cluster{CLUSTERS // 2:02}"]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("limit", [10, 400, 1_000])
+async def test_a_filter_that_leaves_many_documents_far_from_the_question_loses_none(
+    index: SearchIndex, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """1. 750 documents are left, where only 20 may be named at first. 2. The looks at the nearest 8 and 64 chunks of
+    all find few of them. 3. Named in pieces, all are found, and their order is that of a search without any index."""
+    monkeypatch.setattr(ranked, "PUSHED_DOCUMENTS_MAX", 20)
+    monkeypatch.setattr(ranked, "DEPTHS", (8, 64, 1_024))
+    monkeypatch.setattr(selections, "PIECE", 100)
+    page = await index.search(replace(NEAR, filters=FAR, limit=limit, explain=True))
+    best = sorted(LEFT, key=lambda number: -float(VECTORS[number] @ NORTH))
+    assert ids(page) == [f"d{number:04}" for number in best[:limit]]
+    assert page.warnings == ()
+    assert page.explain is not None
+    named = "after ranking, then named"
+    assert (page.explain["metadata_filter_applied"], page.explain["metadata_filter_leaves"]) == (named, len(best))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("request_", RANKED_MODES, ids=lambda request: str(request.mode))
+async def test_pages_of_such_a_filter_fit_together_where_the_names_begin(
+    index: SearchIndex, monkeypatch: pytest.MonkeyPatch, request_: SearchRequest
+) -> None:
+    monkeypatch.setattr(ranked, "PUSHED_DOCUMENTS_MAX", 20)
+    monkeypatch.setattr(ranked, "DEPTHS", (16, 128, 2_048))
+    monkeypatch.setattr(selections, "PIECE", 300)
+    whole = ids(await index.search(replace(request_, filters=FAR, limit=750)))
+    assert sorted(whole) == [f"d{number:04}" for number in LEFT]
+    paged: list[str] = []
+    cursor = None
+    while len(paged) < 60:
+        page = await index.search(replace(request_, filters=FAR, limit=7, cursor=cursor))
+        paged += ids(page)
+        cursor = page.next_cursor
+    assert paged == whole[: len(paged)]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_more_documents_than_may_be_named_are_looked_for_as_deep_as_a_look_goes(
+    index: SearchIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranked, "PUSHED_DOCUMENTS_MAX", 20)
+    monkeypatch.setattr(ranked, "DEPTHS", (8, 64))
+    monkeypatch.setattr(selections, "NAMED_MAX", 700)
+    page = await index.search(replace(NEAR, filters=Range("year", 0, ROWS // 2), limit=100, explain=True))
+    assert 0 < len(page.hits) < 64
+    assert "narrow the filters" in page.warnings[0]
+    assert page.explain is not None
+    assert page.explain["metadata_filter_leaves"] == "more than 700"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_filter_that_leaves_nothing_finds_nothing(index: SearchIndex) -> None:
+    for request in RANKED_MODES:
+        page = await index.search(replace(request, filters=Range("year", ROWS, None), explain=True))
+        assert (ids(page), page.warnings) == ([], ())
