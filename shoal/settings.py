@@ -129,7 +129,7 @@ class Settings(BaseSettings):
         1_000_000, ge=1, description="Start value of the limiter; headers correct it."
     )
     embedding_query_share: float = Field(
-        0.1, ge=0.0, le=0.9,
+        0.1, ge=0.01, le=0.9,
         description="Of the provider's limits, kept for queries where its headers don't tell what is left.",
     )  # fmt: skip
     model_dir: Path | None = Field(None, description="A sentence-transformers BERT directory instead of the package.")

@@ -2,8 +2,8 @@
 
 Guarantee: in no 60 s are more requests or tokens granted than the limit that was told last; one request that is larger
 than a whole minute's limit goes when nothing else was granted for a minute. Grants come evenly: whoever asks when
-nothing is owed is let through and may leave a debt, so big requests and small ones wait alike, in the order they
-asked. A query (`is_urgent`) overtakes all of them: HEADROOM is kept free for it.
+nothing is owed is let through and may leave a debt, so big requests and small ones wait alike, and those with a name
+in the order they asked. A query (`is_urgent`) overtakes all of them: HEADROOM is kept free for it.
 
 The key may have other users, ours (the query replicas) or strangers. While the headers of answers tell what is left of
 the limit, nothing that can't be there is asked for, and ingest goes slower the less is left, long before it is
@@ -139,17 +139,18 @@ class RateLimiter:
     def acquire(self, tokens: int, now: float, *, is_urgent: bool = False, who: Hashable = None) -> float:
         """Takes one request of `tokens` and returns 0, or takes nothing and returns the seconds to wait first.
 
-        `who` waits, so that the places are kept apart; None: as many tokens are as good as a name.
+        Who gives a name (`who`) keeps the place in the order while it waits; who gives none, and a query, waits for
+        nobody's turn: for callers that have an order of their own.
         """
-        who = ("tokens", tokens) if who is None else who
         with self._lock:
             now = self._advance(now)
             amounts = ((self._requests, 1), (self._tokens, tokens))
             wait = max(self._paused_until - now, *(self._wait_s(*amount, is_urgent, now) for amount in amounts))
-            if not is_urgent:
+            has_place = who is not None and not is_urgent
+            if has_place:
                 wait = max(wait, self._turn_s(who, now))
             if wait > 1e-6:  # less is a rounding error of a division
-                if not is_urgent:
+                if has_place:
                     self._waiting[who] = now + wait + _LATE_S
                 return wait
             self._waiting.pop(who, None)
