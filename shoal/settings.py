@@ -128,6 +128,10 @@ class Settings(BaseSettings):
     openai_tokens_per_minute: int = Field(
         1_000_000, ge=1, description="Start value of the limiter; headers correct it."
     )
+    embedding_query_share: float = Field(
+        0.1, ge=0.01, le=0.9,
+        description="Of the provider's limits, kept for queries where its headers don't tell what is left.",
+    )  # fmt: skip
     model_dir: Path | None = Field(None, description="A sentence-transformers BERT directory instead of the package.")
     embedding_threads: int = Field(0, ge=0, description="Threads of the local model; 0: the cores of this machine.")
     embedding_cache_bytes_max: int = Field(1024 * MIB, ge=MIB, description="Size of the embedding cache on disk.")

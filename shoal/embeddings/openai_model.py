@@ -68,7 +68,12 @@ class OpenAIModel:
             max_retries=0,  # its pauses would go round the limiter, and it retries insufficient_quota
             timeout=openai.Timeout(_TIMEOUT_S, connect=_CONNECT_TIMEOUT_S),
         )
-        self.limiter = RateLimiter(settings.openai_requests_per_minute, settings.openai_tokens_per_minute, clock())
+        self.limiter = RateLimiter(
+            settings.openai_requests_per_minute,
+            settings.openai_tokens_per_minute,
+            clock(),
+            share=1 - settings.embedding_query_share,
+        )
         self.width = OPENAI_WIDTHS.get(model) or width or self._request([_PROBE_TEXT], None).shape[1]
 
     def count_tokens(self, text: str) -> int:
@@ -102,6 +107,7 @@ class OpenAIModel:
             raise ConfigurationError(f"{self.name}: the server refuses every text: {refusal}") from refusal
 
     def _request(self, texts: list[str], width: int | None) -> Matrix:
+        sent_at = self._clock()
         try:
             response = self._client.embeddings.with_raw_response.create(
                 input=texts, model=self._model, encoding_format="base64"
@@ -109,7 +115,7 @@ class OpenAIModel:
         except openai.OpenAIError as error:
             self._translate(error)
         headers: Mapping[str, str] = response.headers
-        self.limiter.answered(headers, self._clock())
+        self.limiter.answered(headers, self._clock(), sent_at=sent_at)
         try:
             rows = orjson.loads(response.content)["data"]
             vectors = _vectors(rows, len(texts))

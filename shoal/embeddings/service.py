@@ -271,7 +271,7 @@ class EmbeddingService:
         give_up_at = self._clock() + self._give_up_s
         attempt = 0
         while True:
-            await self._admitted(tokens)
+            await self._admitted(tokens, is_urgent=batch[0].kind == "query")
             self._requests += 1
             self._tokens += tokens
             try:
@@ -287,10 +287,10 @@ class EmbeddingService:
                 attempt += 1
                 await self._sleep(pause)
 
-    async def _admitted(self, tokens: int) -> None:
+    async def _admitted(self, tokens: int, *, is_urgent: bool) -> None:
         """Returns when the provider's limits have room for one request of `tokens`."""
         limiter = self._model.limiter
-        while limiter is not None and (wait := limiter.acquire(tokens, self._clock())):
+        while limiter is not None and (wait := limiter.acquire(tokens, self._clock(), is_urgent=is_urgent)):
             if wait > self._give_up_s:
                 raise TransientError(f"{self._model.name} asked for a pause of {wait:.0f} s", wait)
             await self._sleep(wait)

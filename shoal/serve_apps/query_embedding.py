@@ -62,6 +62,8 @@ class QueryEmbedder:
             if len(self._services) >= MODELS_MAX:
                 raise ConfigurationError(f"this replica already holds {MODELS_MAX} models; restart it to load {name}")
             model = await asyncio.to_thread(create_model, self._settings, name)
+            if model.limiter is not None:
+                model.limiter.take_share(self._settings.embedding_query_share)  # the rest is the embedder's
             cache = EmbeddingCache(None, CACHE_BYTES_MAX)
             service = EmbeddingService(model, cache, linger_s=0.0, give_up_s=DEADLINE_S)
             self._services[name] = service

@@ -209,10 +209,11 @@ def test_what_the_server_asks_to_wait_is_told_and_held(
 
 
 def test_the_limits_in_the_answers_headers_reach_the_limiter(openai: OpenAIModel, server: FakeOpenAI) -> None:
-    server.script = [Reply(headers={"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6s"})]
+    limits = {"limit": "20000", "remaining": "0", "reset": "60s"}
+    server.script = [Reply(headers={f"x-ratelimit-{name}-tokens": value for name, value in limits.items()})]
     assert openai.limiter.acquire(1000, time.monotonic()) == 0
     openai.embed(["one"])
-    assert openai.limiter.acquire(1000, time.monotonic()) == pytest.approx(6, abs=1)
+    assert openai.limiter.acquire(1000, time.monotonic()) == pytest.approx(3, abs=1)
 
 
 @pytest.mark.parametrize("poison", ["400", "nan", "zero"])
