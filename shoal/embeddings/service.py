@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 import os
 import random
 import time
@@ -25,6 +26,7 @@ import numpy as np
 from shoal.embeddings.batching import Batcher
 from shoal.embeddings.cache import EmbeddingCache, cache_key
 from shoal.embeddings.models import EmbeddingModel
+from shoal.embeddings.purposes import Charge, Purpose
 from shoal.embeddings.texts import Kind, check_texts
 from shoal.errors import BadDocument, DeadReason, ShoalError, TransientError
 from shoal.metrics import EmbedderStatistics
@@ -40,6 +42,10 @@ Result = TypeVar("Result")
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 16.0
 
+_NOBODY = Purpose()
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class _Ask:
@@ -50,6 +56,7 @@ class _Ask:
     kind: Kind
     tokens: int
     size_bytes: int
+    purpose: Purpose
     answer: asyncio.Future[Vector]
 
 
@@ -65,14 +72,21 @@ class EmbeddingService:
         give_up_s: float = 60.0,
         queued_texts_max: int = QUEUED_TEXTS_MAX,
         queued_bytes_max: int = QUEUED_BYTES_MAX,
+        on_charges: Callable[[Sequence[Charge]], None] | None = None,
+        may_spend: Callable[[Purpose, int], ShoalError | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """`linger_s`: how long a text waits for company while the model is free. `clock` and `sleep` are for tests."""
+        """`linger_s`: how long a text waits for company while the model is free. `clock` and `sleep` are for tests.
+
+        `on_charges`: told on the loop, after each request that was sent, failed or not, what each purpose had in it.
+        `may_spend`: asked before a text of so many tokens is queued; an error it gives is raised to that caller.
+        """
         self._model = model
         self._cache = cache
         self._give_up_s = give_up_s
         self._texts_max, self._bytes_max = queued_texts_max, queued_bytes_max
+        self._on_charges, self._may_spend = on_charges, may_spend
         self._clock, self._sleep = clock, sleep
         # Documents and queries never share a call: a model may treat them differently.
         self._batchers: dict[Kind, Batcher[_Ask]] = {
@@ -90,11 +104,13 @@ class EmbeddingService:
         self._texts = self._cache_hits = self._requests = self._tokens = 0
         self._last_error: str | None = None
 
-    async def embed(self, texts: Sequence[str], kind: Kind = "document") -> Matrix:
+    async def embed(self, texts: Sequence[str], kind: Kind = "document", purpose: Purpose = _NOBODY) -> Matrix:
         """Unit vectors of `texts`, shape (texts, width), in order.
 
-        Raises BadDocument(EMBEDDING_REJECTED) naming the first text that can't be embedded, TransientError, and
-        ConfigurationError. Calling again after an error costs only what was not yet embedded.
+        `purpose`: who pays. A text that several bring at once is paid by the first of them.
+        Raises BadDocument(EMBEDDING_REJECTED) naming the first text that can't be embedded, TransientError,
+        ConfigurationError, and what `may_spend` gives. Calling again after an error costs only what was not yet
+        embedded.
         """
         if self._is_closed:
             raise TransientError("the embedder has been closed")
@@ -109,7 +125,7 @@ class EmbeddingService:
         if missing:
             sizes = await self._aside(self._count, list(missing.values()), kind)
             for (key, text), tokens in zip(missing.items(), sizes, strict=True):
-                answers[key] = await self._enqueue(key, text, kind, tokens)
+                answers[key] = await self._enqueue(key, text, kind, tokens, purpose)
             # Not gather: a cancelled caller must not cancel what others wait for.
             await asyncio.wait(answers.values(), return_when=asyncio.FIRST_EXCEPTION)
         vectors = np.empty((len(texts), self._model.width), np.float32)
@@ -182,7 +198,9 @@ class EmbeddingService:
             )
         return [min(count, limit) for count in counts]
 
-    async def _enqueue(self, key: bytes, text: str, kind: Kind, tokens: int) -> asyncio.Future[Vector]:
+    async def _enqueue(
+        self, key: bytes, text: str, kind: Kind, tokens: int, purpose: Purpose
+    ) -> asyncio.Future[Vector]:
         size = len(text.encode())
         async with self._entrance:  # first come, first served
             while self._queued_texts and (
@@ -196,6 +214,8 @@ class EmbeddingService:
                 return self._in_flight[key]
             if self._is_closed:
                 raise TransientError("the embedder is shutting down")
+            if self._may_spend is not None and (refusal := self._may_spend(purpose, tokens)) is not None:
+                raise refusal
             answer: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()
             answer.add_done_callback(
                 lambda future: future.cancelled() or future.exception()
@@ -203,7 +223,7 @@ class EmbeddingService:
             self._in_flight[key] = answer
             self._queued_texts += 1
             self._queued_bytes += size
-            self._batchers[kind].add(_Ask(key, text, kind, tokens, size, answer), tokens, self._clock())
+            self._batchers[kind].add(_Ask(key, text, kind, tokens, size, purpose, answer), tokens, self._clock())
             self._arrived.set()
             return answer
 
@@ -274,10 +294,13 @@ class EmbeddingService:
             await self._admitted(tokens)
             self._requests += 1
             self._tokens += tokens
+            has_failed = True
             try:
-                return await asyncio.get_running_loop().run_in_executor(
+                vectors = await asyncio.get_running_loop().run_in_executor(
                     self._calls, self._model.embed, texts, batch[0].kind
                 )
+                has_failed = False
+                return vectors
             except TransientError as error:
                 self._last_error = str(error)
                 backoff = min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
@@ -285,7 +308,24 @@ class EmbeddingService:
                 if self._clock() + pause > give_up_at:
                     raise TransientError(error.message, pause) from error
                 attempt += 1
-                await self._sleep(pause)
+            finally:
+                self._charge(batch, has_failed)
+            await self._sleep(pause)
+
+    def _charge(self, batch: Sequence[_Ask], has_failed: bool) -> None:
+        if self._on_charges is None:
+            return
+        parts: dict[Purpose, list[int]] = {}
+        for ask in batch:
+            parts.setdefault(ask.purpose, []).append(ask.tokens)
+        charges = [
+            Charge(self._model.name, purpose, int(i == 0), len(tokens), sum(tokens), has_failed)
+            for i, (purpose, tokens) in enumerate(parts.items())
+        ]
+        try:
+            self._on_charges(charges)
+        except Exception:  # a bug in the books must not cost the vectors that were just paid
+            _log.exception("a request to %s could not be booked", self._model.name)
 
     async def _admitted(self, tokens: int) -> None:
         """Returns when the provider's limits have room for one request of `tokens`."""

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from shoal.embeddings.cache import EmbeddingCache, cache_key
 from shoal.embeddings.hash_model import HashModel
 from shoal.embeddings.limiter import RateLimiter
+from shoal.embeddings.purposes import Charge, Purpose
 from shoal.embeddings.service import EmbeddingService
 from shoal.embeddings.texts import Kind
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, TransientError
@@ -420,3 +421,66 @@ async def test_what_was_embedded_is_cached_also_when_the_service_is_closed_right
     keys = [cache_key("hash:16", 16, "document", text) for text in ("first", "second")]
     assert len(cache.get_many(keys, 16)) == 2
     cache.close()
+
+
+async def test_each_request_is_charged_to_those_whose_texts_were_in_it() -> None:
+    booked: list[list[Charge]] = []
+    hiccups = [TransientError("down")]
+    clock = Clock()
+
+    def script(texts: Sequence[str]) -> None:
+        if hiccups:
+            raise hiccups.pop()
+
+    wind, load = Purpose("live", "scraper", "NYISO", "wind"), Purpose("backfill", "scraper", "NYISO", "load")
+    service = EmbeddingService(
+        ScriptedModel(script), EmbeddingCache(None, MIB), linger_s=0, clock=clock, sleep=clock.sleep,
+        on_charges=lambda charges: booked.append(list(charges)),
+    )  # fmt: skip
+    await service.embed(["one two", "three"], purpose=wind)
+    await service.embed(["three", "four five six"], purpose=load)  # one of them is in the cache: nobody pays for it
+    statistics = service.statistics()
+    await service.close()
+    assert booked == [
+        [Charge("hash:16", wind, 1, 2, 3, has_failed=True)],
+        [Charge("hash:16", wind, 1, 2, 3)],
+        [Charge("hash:16", load, 1, 1, 3)],
+    ]
+    assert sum(charge.requests for charges in booked for charge in charges) == statistics.requests
+    assert sum(charge.tokens for charges in booked for charge in charges) == statistics.tokens
+
+
+async def test_a_request_of_several_payers_is_one_request_in_the_books() -> None:
+    booked: list[list[Charge]] = []
+    payers = [Purpose(dataset=f"d{i}") for i in range(3)]
+    async with serving(ScriptedModel(), linger_s=0.01, on_charges=lambda c: booked.append(list(c))) as service:
+        await asyncio.gather(*(service.embed([f"text {p.dataset}"], purpose=p) for p in payers))
+    assert [[(c.purpose, c.requests, c.texts, c.tokens) for c in charges] for charges in booked] == [
+        [(payer, int(i == 0), 1, 2) for i, payer in enumerate(payers)]
+    ]
+
+
+async def test_who_may_not_spend_is_told_so_and_pays_nothing() -> None:
+    asked: list[tuple[Purpose, int]] = []
+    poor, rich = Purpose(collection="poor"), Purpose(collection="rich")
+
+    def may_spend(purpose: Purpose, tokens: int) -> ConfigurationError | None:
+        asked.append((purpose, tokens))
+        return ConfigurationError("the budget of today is spent") if purpose is poor else None
+
+    model = ScriptedModel()
+    async with serving(model, EmbeddingCache(None, MIB), may_spend=may_spend) as service:
+        with pytest.raises(ConfigurationError, match="budget"):
+            await service.embed(["one two"], purpose=poor)
+        assert model.calls == []
+        await service.embed(["one two"], purpose=rich)
+        await service.embed(["one two"], purpose=poor)  # what is in the cache costs nothing
+    assert asked == [(poor, 2), (rich, 2)]
+
+
+async def test_books_that_fail_lose_no_vector() -> None:
+    def broken(charges: Sequence[Charge]) -> None:
+        raise RuntimeError("disk full")
+
+    async with serving(ScriptedModel(), on_charges=broken) as service:
+        assert (await service.embed(["one"])).shape == (1, 16)
