@@ -70,7 +70,10 @@ class FetcherStatistics:
 
 @dataclass(frozen=True, slots=True)
 class EmbedderStatistics:
-    """The embedder: what it was asked for, what the cache answered, what the provider was sent."""
+    """The embedder: what it was asked for, what the cache answered, what the provider was sent.
+
+    `reused`: texts whose vectors the tables gave, after the cache was lost. `unwell_s`: since when every request has
+    failed, 0 where the last one was answered."""
 
     model: str
     width: int
@@ -83,6 +86,12 @@ class EmbedderStatistics:
     queued_texts: int
     stalled_s: float = 0.0
     last_error: str | None = None
+    reused: int = 0
+    failed_requests: int = 0
+    queued_by_lane: dict[str, int] = field(default_factory=dict)
+    unwell_s: float = 0.0
+    running: int = 0
+    running_max: int = 0
 
 
 @dataclass(frozen=True, slots=True)

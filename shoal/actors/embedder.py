@@ -20,11 +20,12 @@ from shoal.actors.logs import configure_logging
 from shoal.actors.pulse import Pulse
 from shoal.embeddings.cache import EmbeddingCache
 from shoal.embeddings.models import create_model
+from shoal.embeddings.purposes import Purpose
 from shoal.embeddings.service import EmbeddingService
 from shoal.errors import BadDocument
 from shoal.faults import reach
 from shoal.metrics import EmbedderStatistics
-from shoal.records import Command, Embedded, EmbeddedCommand, Failure, Fetched
+from shoal.records import Announcement, Command, Embedded, EmbeddedCommand, Failure, Fetched
 from shoal.settings import Settings
 
 FIX_TEXT_FIELDS = ("error_type", "error_message", "summary")
@@ -48,11 +49,16 @@ class Embedder:
         self._pulse.follow_loop()
         extraction = fetched.extraction
         assert extraction is not None, "a failed document has nothing to embed"
+        purpose = purpose_of(fetched.announcement)
         try:
             vectors, api_vectors = await asyncio.gather(
-                self._service.embed([chunk.text for chunk in extraction.chunks]),
+                self._service.embed(
+                    [chunk.text for chunk in extraction.chunks],
+                    purpose=purpose,
+                    token_counts=[chunk.token_count for chunk in extraction.chunks],
+                ),
                 # As a query is: both sides of similar-apis are the same kind of text, and may be cut.
-                self._service.embed([extraction.api_text] if extraction.api_text else [], kind="query"),
+                self._service.embed([extraction.api_text] if extraction.api_text else [], "query", purpose),
             )
         except BadDocument as error:
             failure = Failure(error.reason, error.message, "embed")
@@ -68,7 +74,8 @@ class Embedder:
         text = " ".join(str(body[name]) for name in FIX_TEXT_FIELDS if body.get(name))
         if not text.strip():
             return EmbeddedCommand(command)
-        vectors = await self._service.embed([text], kind="query")  # a query's text may be cut, a chunk's may not
+        # A query's text may be cut, a chunk's may not; and like a query's, somebody waits for it.
+        vectors = await self._service.embed([text], "query", Purpose("query", command.collection))
         return EmbeddedCommand(command, self._model, vectors[0])
 
     @ray.method(concurrency_group="health")
@@ -83,6 +90,16 @@ class Embedder:
 
     async def __ray_shutdown__(self) -> None:
         await self._service.close()
+
+
+def purpose_of(announcement: Announcement) -> Purpose:
+    """Whom a document is embedded for, and how urgently."""
+    return Purpose(
+        "backfill" if announcement.is_backfill else "live",
+        announcement.collection,
+        announcement.data_source,
+        announcement.dataset,
+    )
 
 
 # "health" has an event loop of its own: statistics answer while work blocks.

@@ -2,9 +2,10 @@
 
 An S3 prefix is listed page by page and announced where it lies; files of a directory under an allowed root too,
 others are copied first, as `publish` does. One notification per object, keyed and named so that the same object
-is the same document each time; its version is when it was last changed. Never more than `in_flight_max` are
-unanswered, so a backfill of millions can't bury the live messages. Nothing is left out in silence: what is not
-announced is counted under its reason.
+is the same document each time; its version is when it was last changed. Each says that it is a backfill (header
+`shoal.lane`): what scrapers announce is embedded before it. Never more than `in_flight_max` are unanswered, so a
+backfill of millions can't bury the live messages. Nothing is left out in silence: what is not announced is counted
+under its reason.
 
 A run remembers the last name below which everything has its outcome (`sending.StateFile`): the same command
 goes on behind it after a kill or a Ctrl-C. Announcing an object twice is harmless: its bytes are the same.
@@ -31,11 +32,12 @@ from shoal.errors import BadDocument, ConfigurationError
 from shoal.records import Position
 from shoal.settings import Settings
 from shoal.sources.ids import document_id, parse_location
-from shoal.sources.messages import RawMessage, parse_message
+from shoal.sources.messages import LANE_HEADER, RawMessage, parse_message
 from shoal.sources.publishing import Description, Publisher
 from shoal.sources.s3 import ListedObject, S3Store
 from shoal.sources.versions import compact
 
+HEADERS = ((LANE_HEADER, b"backfill"),)
 MARK = "after"
 FOLDER = "folder markers"
 HIDDEN = "hidden files"
@@ -257,7 +259,7 @@ def _announce(sender: PacedSender, found: Iterator[Found], settings: Settings) -
                 return False
             continue
         key, value = each.message
-        if not sender.send(settings.kafka_topics[0], key, value, (), name=_shown(each.name), mark=mark):
+        if not sender.send(settings.kafka_topics[0], key, value, HEADERS, name=_shown(each.name), mark=mark):
             return False
     return True
 

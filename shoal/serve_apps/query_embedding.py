@@ -16,6 +16,7 @@ import numpy as np
 
 from shoal.embeddings.cache import EmbeddingCache
 from shoal.embeddings.models import create_model, default_model_name
+from shoal.embeddings.purposes import Purpose
 from shoal.embeddings.service import EmbeddingService
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.records import Vector
@@ -26,6 +27,8 @@ CACHE_BYTES_MAX = 64 * 1024 * 1024
 """Some ten thousand questions at 1536 floats; agents ask the same ones over and over."""
 MODELS_MAX = 2
 """A collection has one model; a second stands while tables are made anew with another. Each holds its weights."""
+
+ASKED = Purpose("query")
 
 
 class QueryEmbedder:
@@ -42,7 +45,7 @@ class QueryEmbedder:
         """Unit vector of `text` by the model of that name."""
         service = self._services.get(model) or await self._load(model)
         # A copy: a row of a batch would take the whole batch with it when pickled.
-        return np.array((await service.embed([text], kind="query"))[0], dtype=np.float32)
+        return np.array((await service.embed([text], "query", ASKED))[0], dtype=np.float32)
 
     async def close(self) -> None:
         """Ends its threads; for tests, since a replica simply ends."""
