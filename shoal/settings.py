@@ -132,6 +132,51 @@ class Settings(BaseSettings):
         0.1, ge=0.01, le=0.9,
         description="Of the provider's limits, kept for queries where its headers don't tell what is left.",
     )  # fmt: skip
+    openai_embedding_dimensions: int = Field(
+        0, ge=0, le=65_536,
+        validation_alias=_names(
+            "SHOAL_OPENAI_EMBEDDING_DIMENSIONS", "OPENAI_EMBEDDING_DIMENSIONS", "openai_embedding_dimensions"
+        ),
+        description="Length of the vectors of new collections, where the model can give fewer; 0: the model's own.",
+    )  # fmt: skip
+    openai_max_input_tokens: int = Field(
+        0, ge=0, le=32_768,
+        description="A compatible server's model: tokens it reads of one text; 0: as known of the model, else 512.",
+    )  # fmt: skip
+    openai_tokenizer: Path | None = Field(
+        None, description="A compatible server's model: its tokenizer.json, to count its tokens exactly."
+    )
+    openai_batch_inputs_max: int = Field(
+        0, ge=0, le=2048, description="Texts per request; 0: 256 for OpenAI's models, 32 for others."
+    )
+    azure_openai_endpoint: str = Field(
+        "", pattern=r"^(https?://\S+)?$",
+        validation_alias=_names("SHOAL_AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_ENDPOINT", "azure_openai_endpoint"),
+        description="Azure OpenAI instead of OpenAI: https://NAME.openai.azure.com.",
+    )  # fmt: skip
+    azure_openai_api_key: SecretStr | None = Field(
+        None, validation_alias=_names("SHOAL_AZURE_OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "azure_openai_api_key"),
+        description="Its key.",
+    )  # fmt: skip
+    azure_openai_api_version: str = Field(
+        "2024-10-21",
+        validation_alias=_names(
+            "SHOAL_AZURE_OPENAI_API_VERSION", "AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION",
+            "azure_openai_api_version",
+        ),
+        description="Version of its API.",
+    )  # fmt: skip
+    azure_openai_deployments: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="Its deployments by model, JSON: {model: deployment}; one that is absent is named as its model.",
+    )
+    embedding_query_prefix: str | None = Field(
+        None, max_length=2000,
+        description="Put before each query, new collections; unset: as the model is known to want it, empty: nothing.",
+    )  # fmt: skip
+    embedding_document_prefix: str | None = Field(
+        None, max_length=2000, description="Put before each chunk; unset and empty as with the query's."
+    )
     model_dir: Path | None = Field(None, description="A sentence-transformers BERT directory instead of the package.")
     embedding_threads: int = Field(0, ge=0, description="Threads of the local model; 0: the cores of this machine.")
     embedding_cache_bytes_max: int = Field(1024 * MIB, ge=MIB, description="Size of the embedding cache on disk.")
@@ -274,7 +319,7 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("kafka_properties", "s3_event_rules", "retention", mode="before")
+    @field_validator("kafka_properties", "s3_event_rules", "retention", "azure_openai_deployments", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value or "{}") if isinstance(value, str) else value
@@ -320,7 +365,7 @@ class Settings(BaseSettings):
     def provider(self) -> Literal["local", "openai", "hash"]:
         """The provider that new collections get."""
         if self.embedding_provider == "auto":
-            return "openai" if self.openai_api_key else "local"
+            return "openai" if self.openai_api_key or self.azure_openai_endpoint else "local"
         return self.embedding_provider
 
     @classmethod

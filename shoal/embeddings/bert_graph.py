@@ -42,18 +42,18 @@ class BertShape:
 
 def read_shape(directory: Path) -> BertShape:
     """The shape of the sentence-transformers model in `directory`. Raises ConfigurationError if it is not a BERT."""
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     for key, wanted in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(key, wanted) != wanted:
             raise ConfigurationError(f"model in {directory}: {key} is {config[key]!r}; only {wanted!r} can be run here")
     pooling_file = directory / "1_Pooling" / "config.json"
-    pooling = _read_json(pooling_file) if pooling_file.exists() else {"pooling_mode_mean_tokens": True}
+    pooling = read_json(pooling_file) if pooling_file.exists() else {"pooling_mode_mean_tokens": True}
     modes = {key.removeprefix("pooling_mode_") for key, on in pooling.items() if key.startswith("pooling_mode_") and on}
     if modes not in ({"mean_tokens"}, {"cls_token"}):
         raise ConfigurationError(f"model in {directory}: pooling {sorted(modes)}; only mean or cls can be run here")
     sentence_file = directory / "sentence_bert_config.json"
     positions = int(config["max_position_embeddings"])
-    limit = _read_json(sentence_file).get("max_seq_length") if sentence_file.exists() else None
+    limit = read_json(sentence_file).get("max_seq_length") if sentence_file.exists() else None
     return BertShape(
         width=int(config["hidden_size"]),
         layers=int(config["num_hidden_layers"]),
@@ -188,7 +188,8 @@ def _weights_file(directory: Path) -> Path:
     return directory / "model.safetensors"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model directory. Raises ConfigurationError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

