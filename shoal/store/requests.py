@@ -46,9 +46,9 @@ class SearchRequest:
     `sql` filters and orders by time; the others rank: `vector` by the nearest chunk to `vector`, `keyword` by
     the words of `query`, `hybrid` by both. `limit` counts documents. `include_superseded` also gives older
     versions (`sql` only: they have no chunks). `wait_sequence`: wait for this commit before reading, at most
-    5 s. A cursor belongs to the same question; `limit` may differ; that of a ranking is read from the state of its first
-    page while cleanup spares it, and refused after that. `as_of` (a commit sequence, or an aware time) asks
-    the index as it was; a cursor of such an answer remembers it.
+    5 s. A cursor belongs to the same question; `limit` may differ; that of a ranking is read from the state of its
+    first page while cleanup spares it, and refused after that. `as_of` (a commit sequence, or an aware time)
+    asks the index as it was; a cursor of such an answer remembers it.
 
     Of a ranking: `fusion` joins the legs of hybrid, `boosts` add what the metadata says, `mmr_lambda` (0..1, None: off)
     puts near-duplicates further back, `chunks_per_document` (at most CHUNKS_MAX) shows more than the best chunk, and
