@@ -12,7 +12,7 @@ import pytest
 from shoal.embeddings.cache import EmbeddingCache
 from shoal.embeddings.hash_model import HashModel
 from shoal.embeddings.lanes import SHARES
-from shoal.embeddings.limiter import BURST, RateLimiter
+from shoal.embeddings.limiter import RateLimiter
 from shoal.embeddings.purposes import Lane, Purpose
 from shoal.embeddings.service import EmbeddingService
 from shoal.embeddings.texts import Kind
@@ -110,7 +110,6 @@ def test_a_query_waits_for_its_own_room_in_the_limits_only() -> None:
         assert max(added) <= its_tokens_s + 1e-6
         assert not any(task.done() for task in backlog[-1000:])
 
-    assert model.batch_tokens_max <= per_minute * BURST, "else a batch leaves a debt, which the next one waits out"
     tell(model, story)
 
 
@@ -138,9 +137,9 @@ def test_a_live_document_overtakes_the_backfill() -> None:
         await asyncio.sleep(20)
         before = asyncio.get_running_loop().time()
         await service.embed([f"live {n}" for n in range(10)], purpose=Purpose("live"))
-        # One batch of the backfill stands at the turnstile already: its tokens, and its own.
-        batch_s = (256 * 200 + 10 * 200) * 60 / (1_000_000 * 0.95)
-        assert asyncio.get_running_loop().time() - before <= batch_s + 2 * LATENCY_S
+        # What the last batch of the backfill owes, the one that stands at the turnstile already, and its own.
+        batches_s = (2 * 256 * 200 + 10 * 200) * 60 / (1_000_000 * 0.98)
+        assert asyncio.get_running_loop().time() - before <= batches_s + 2 * LATENCY_S
 
     tell(model, story)
 
@@ -153,7 +152,7 @@ def test_a_text_that_a_faster_lane_brings_too_leaves_with_the_faster_one() -> No
         queued = [text for text in (f"backfill {n}" for n in range(4000)) if all(text not in c for c in model.calls)]
         before = asyncio.get_running_loop().time()
         await service.embed(queued[-1:], purpose=Purpose("live"))
-        assert asyncio.get_running_loop().time() - before < 4, "and not the minute that the rest takes"
+        assert asyncio.get_running_loop().time() - before < 8, "and not the minute that the rest takes"
         await asyncio.sleep(120)
         assert sum(queued[-1] in call for call in model.calls) == 1
         assert service.statistics().queued_texts == 0
