@@ -52,14 +52,15 @@ WEIGHTS: Mapping[FusionMethod, Mapping[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one leg found of a document: its best chunk, the place among documents, the raw and 0..1 score; and
-    `chunks`, the best first, at most CHUNKS_MAX."""
+    """What one leg found of a document: its best chunk, the place among documents, the raw and 0..1 score; `chunks`,
+    the best first, at most CHUNKS_MAX; and the raw scores of all that the look found, likewise."""
 
     chunk_id: str
     rank: int
     raw: float
     score: float
     chunks: Sequence[str] = ()
+    passages: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +256,15 @@ def _documents(leg: str, rows: Sequence[Row]) -> dict[str, Found]:
     best = max((row[raw] for row in rows), default=0.0)
     documents: dict[str, Found] = {}
     chunks: dict[str, list[str]] = {}
+    passages: dict[str, list[float]] = {}
     for row in sorted(rows, key=lambda row: (_SIGN[leg] * row[raw], row["id"])):
         key = revision(row["metadata_id"], row["document_version"])
         if key not in documents:
             score = similarity(row[raw]) if leg == "vector" else row[raw] / best if best > 0 else 0.0
-            chunks[key] = [row["id"]]
-            documents[key] = Found(row["id"], len(documents) + 1, row[raw], score, chunks[key])
-        elif len(chunks[key]) < CHUNKS_MAX:
+            chunks[key], passages[key] = [], []
+            documents[key] = Found(row["id"], len(documents) + 1, row[raw], score, chunks[key], passages[key])
+        passages[key].append(row[raw])
+        if len(chunks[key]) < CHUNKS_MAX:
             chunks[key].append(row["id"])
     return documents
 
@@ -283,10 +286,10 @@ def fuse(method: FusionMethod, found: Mapping[str, Mapping[str, Found]]) -> list
         case "weighted":
             # The raw distance is not clipped: min-max needs the differences among far hits too.
             legs = (
-                {key: -one.raw for key, one in found["vector"].items()},
-                {key: one.raw for key, one in found["keyword"].items()},
+                {key: [-distance for distance in one.passages] for key, one in found["vector"].items()},
+                {key: one.passages for key, one in found["keyword"].items()},
             )
-            fused = fusion.weighted(legs, [WEIGHTS[method][name] for name in LEGS])
+            fused = fusion.weighted([*map(fusion.of_passages, legs)], [WEIGHTS[method][name] for name in LEGS])
         case "rrf":
             fused = fusion.reciprocal_rank([list(found[name]) for name in LEGS])
     return [

@@ -24,7 +24,18 @@ from shoal.store.cursors import OFFSET_MAX, CursorError, OffsetCursor, decode, e
 from shoal.store.highlights import Snippet, snippet
 from shoal.store.identifiers import Named, named
 from shoal.store.keywords import Keywords, parse_keywords
-from shoal.store.ranked import DEPTHS, IDENTIFIER, LEGS, WEIGHTS, Candidate, Found, Ranking, rank, rows_among
+from shoal.store.ranked import (
+    CHUNKS_MAX,
+    DEPTHS,
+    IDENTIFIER,
+    LEGS,
+    WEIGHTS,
+    Candidate,
+    Found,
+    Ranking,
+    rank,
+    rows_among,
+)
 from shoal.store.reading import Row, Tables, View
 from shoal.store.requests import Hit, Mode, SearchPage, SearchRequest, milliseconds
 from shoal.store.schemas import CHUNK_COLUMNS, METADATA_COLUMNS, VECTOR_COLUMNS
@@ -207,6 +218,7 @@ def _explained(placed: _Placed, rank_of: int, request: SearchRequest) -> dict[st
             name: {
                 "rank": leg.rank,
                 "raw": leg.raw,
+                "passages": list(leg.passages[:CHUNKS_MAX]),
                 "score": leg.score,
                 "normalised": one.parts[name],
                 "weight": one.weights[name],

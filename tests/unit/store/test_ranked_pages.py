@@ -301,6 +301,23 @@ async def test_the_fusion_is_selectable_and_explained(library: Library, index: S
         await index.search(replace(BOTH, fusion="borda"))  # type: ignore[arg-type]
 
 
+async def test_hybrid_puts_a_document_with_two_good_chunks_before_one_with_the_same_best(
+    library: Library, index: SearchIndex
+) -> None:
+    best, good = ("wind wind speed", towards(1, 0.1)), ("wind wind gust", towards(2, 0.2))
+    await library.put_all([rows_of("one", [best]), rows_of("two", [best, good])])
+    await library.put_all(
+        [rows_of(f"d{n:02}", [("wind and sun " * (2 + n), towards(3, 1 + n / 9))]) for n in range(30)]
+    )
+    page = await index.search(replace(BOTH, limit=2, explain=True))
+    assert ids(page) == ["two", "one"]
+    first, second = [hit.explain["legs"] for hit in page.hits if hit.explain]
+    for name in LEGS:
+        assert first[name]["raw"] == first[name]["passages"][0] == second[name]["raw"]
+        assert (len(first[name]["passages"]), len(second[name]["passages"])) == (2, 1)
+        assert first[name]["normalised"] > second[name]["normalised"]
+
+
 @pytest.mark.parametrize("depths", [(256, 1_024), (24, 48, 96, 192)])
 async def test_what_each_leg_gave_times_the_weight_shown_is_the_score_on_every_page(
     library: Library, index: SearchIndex, depths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
