@@ -101,6 +101,9 @@ class FakeIndex:
     async def freshness(self) -> Freshness:
         return Freshness(7, COMMITTED)
 
+    async def unindexed_rows(self, kind: str) -> dict[str, int | None]:
+        return {"metadata": {"hash": 1, "schema": 2}, "fixes": {"error": None}}[kind]
+
     async def counts(self) -> dict[str, int]:
         return {"documents": 1, "chunks": 2}
 
