@@ -143,6 +143,41 @@ COLLECTION_SEARCH: Responses = {
         "A page of documents; score and chunks only with `query`.",
     )
 }
+COLLECTION_INDEX: Responses = {
+    200: _json(
+        {
+            "collection": "scraper",
+            "at": "2025-01-20T14:30:04Z",
+            "ok": True,
+            "indexes": [
+                {
+                    "table": "vectors",
+                    "column": "content_embedding",
+                    "kind": "ivf_pq",
+                    "rows": 20_001,
+                    "indexed": 19_880,
+                    "unindexed": 121,
+                    "deltas": 1,
+                    "size_bytes": 4_400_000,
+                    "partitions": 141,
+                    "training": "9f86d081884c7d65",
+                    "trained_rows": 18_000,
+                    "trained_at": "2025-01-20T12:00:00Z",
+                    "due": "nothing",
+                    "why": "covered and trained",
+                    "last_build": {"what": "train", "at": "2025-01-20T12:00:00Z", "took_s": 21.4, "outcome": "ok"},
+                    "failures": 0,
+                    "verified": {"after": "fold", "at": "2025-01-20T14:20:00Z", "outcome": "ok"},
+                }
+            ],
+            "build": None,
+            "requests": {},
+            "freshness": _FRESHNESS | {"unindexed_rows": {"vector": 121, "keyword": 121, "schema": 12, "hash": 0}},
+            "warnings": [],
+        },
+        "`indexes` is empty, with a warning, while no writer has described them.",
+    )
+}
 BY_HASH: Responses = {
     200: _json(
         {"exists": True, "data": _DOCUMENT, "count": 1, "freshness": _FRESHNESS | {"unindexed_rows": {"hash": 0}}},

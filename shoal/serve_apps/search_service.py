@@ -41,8 +41,9 @@ from shoal.serve_apps.reranking import Reranker
 from shoal.sources.commands import command_id
 from shoal.store.feeds import Catalogue
 from shoal.store.filters import And, Equals, Filter, Range
+from shoal.store.index_report import IndexReport, report
 from shoal.store.reading import Freshness
-from shoal.store.requests import QUERY_LENGTH_MAX, Hit, SearchPage, SearchRequest
+from shoal.store.requests import QUERY_LENGTH_MAX, Hit, SearchPage, SearchRequest, check_collection
 from shoal.store.schemas import TableKind
 
 SUMMARY_CHARS_MAX = 1000
@@ -79,7 +80,8 @@ class Index(Protocol):
 
 class SearchService:
     """One per replica. `index` returns the open index or raises TransientError while there is none;
-    `read_status` (blocking) returns what the supervisor last published, or None."""
+    `read_status` and `read_indexes` (blocking) return what the supervisor last published and what the writer says of
+    its indexes, or None."""
 
     def __init__(
         self,
@@ -89,11 +91,13 @@ class SearchService:
         read_status: Callable[[], Any | None],
         defaults: Defaults | None = None,
         reranker: Reranker | None = None,
+        read_indexes: Callable[[], Any | None] = lambda: None,
     ) -> None:
         self._index = index
         self._vectors = vectors
         self._commands = commands
         self._read_status = read_status
+        self._read_indexes = read_indexes
         self._lag = Lag(read_status)
         self._defaults = defaults or Defaults()
         self._collections = CollectionSearches(index, vectors, self._lag, self._defaults, reranker)
@@ -139,6 +143,22 @@ class SearchService:
     async def collection_search(self, name: str, parameters: CollectionSearch | Mapping[str, Any]) -> dict[str, Any]:
         """The general search: see collection_search.py."""
         return await self._collections.search(name, parameters)
+
+    async def collection_index(self, name: str) -> dict[str, Any]:
+        """What the writer last said of the indexes, as `shoal index status` shows it, and what the version that this
+        replica searches has outside of them. Raises UnknownCollectionError, TransientError."""
+        check_collection(name)
+        found, index = await asyncio.gather(asyncio.to_thread(self._read_indexes), self._index())
+        freshness = await index.freshness()
+        rows = {**await index.unindexed_rows("vectors"), **await index.unindexed_rows("metadata")}
+        described = report(found)
+        note = "no writer has described the indexes of these tables yet: start `shoal up`"
+        return {
+            "collection": name,
+            **(described or IndexReport(None, (), None, {})).shown(),
+            "freshness": freshness_of(freshness, rows, await self._lag.now()),
+            "warnings": [] if described else [note],
+        }
 
     async def by_hash(self, sha256: str) -> dict[str, Any]:
         """Whether a file with these bytes is known, and its newest row."""

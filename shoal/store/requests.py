@@ -28,6 +28,12 @@ class UnknownCollectionError(QueryError):
     """There is no collection of that name."""
 
 
+def check_collection(name: str) -> None:
+    """Raises UnknownCollectionError."""
+    if name != SCRAPER_COLLECTION:
+        raise UnknownCollectionError(f"there is no collection {name[:60]!r}; known: {SCRAPER_COLLECTION}")
+
+
 @dataclass(frozen=True, slots=True)
 class AsOf:
     """A state of the index: that after this commit."""

@@ -42,7 +42,7 @@ from shoal.store.requests import (
     Mode,
     SearchPage,
     SearchRequest,
-    UnknownCollectionError,
+    check_collection,
     milliseconds,
 )
 from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS, TableKind
@@ -207,10 +207,7 @@ class SearchIndex:
 
     def _checked(self, request: SearchRequest, warnings: list[str]) -> Mode:
         """The mode to use. Raises QueryError for what can't be answered; notes what is answered otherwise."""
-        if request.collection != SCRAPER_COLLECTION:
-            raise UnknownCollectionError(
-                f"there is no collection {request.collection[:60]!r}; known: {SCRAPER_COLLECTION}"
-            )
+        check_collection(request.collection)
         if not 1 <= request.limit <= LIMIT_MAX:
             raise QueryError(f"limit is {request.limit}; it must be 1 to {LIMIT_MAX}")
         if request.filters is not None:

@@ -559,6 +559,7 @@ async def test_an_answer_tells_what_its_indexes_do_not_cover_yet(library: Librar
     assert await index.unindexed_rows("metadata") == {"schema": None, "hash": None}
     assert await index.unindexed_rows("fixes") == {"error": None}
     await library.tables["metadata"].create_index("sha256_hash", config=BTree())
+    await index.freshness()
     assert await index.unindexed_rows("metadata") == {"schema": None, "hash": 0}
     await library.tables["vectors"].create_index("content_summary", config=FTS(with_position=True))
     await library.tables["vectors"].create_index("content_embedding", config=IvfFlat(distance_type="cosine"))
