@@ -52,6 +52,7 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
     from shoal.serve_apps.reranking import Reranker
     from shoal.serve_apps.search_service import SearchService
     from shoal.sources.kafka import open_producer
+    from shoal.store.index_state import STATE as INDEX_STATE
     from shoal.store.search import SearchIndex
     from shoal.store.state_files import read_state
     from shoal.store.writing import storage_options
@@ -63,6 +64,7 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
         partial(read_state, settings, "status.json"),
         Defaults.of(settings),
         Reranker.of(settings),
+        partial(read_state, settings, INDEX_STATE),
     )
 
 

@@ -80,6 +80,18 @@ def create_rest(service: SearchService, *, stamps: bool = True) -> FastAPI:
         in the body is refused."""
         return JsonResponse(await service.collection_search(name, await _json_object(request, optional=True)))
 
+    @app.get(
+        "/api/v1/collections/{name}/index", tags=["collections"], response_class=JsonResponse,
+        dependencies=refuse_unknown, responses=examples.COLLECTION_INDEX,
+    )  # fmt: skip
+    async def collection_index(
+        name: Annotated[str, Path(max_length=200, description="The collection: scraper.")],
+    ) -> Response:
+        """The indexes as the writer last described them: rows, coverage, training, last build and verification, what is
+        due and why not yet. `ok` is false where verification found something or builds fail; searches are right
+        without any index, only slower."""
+        return JsonResponse(await service.collection_index(name))
+
     @app.get("/api/v1/scrapes/{hash}", tags=["scrapes"], response_class=JsonResponse, responses=examples.BY_HASH)
     async def by_hash(
         request: Request, hash: Annotated[str, Path(description="sha256 of the stored bytes, 64 hex digits.")]

@@ -37,11 +37,10 @@ from shoal.store.ranked import (
     rows_among,
 )
 from shoal.store.reading import Row, Tables, View
-from shoal.store.requests import Hit, Mode, SearchPage, SearchRequest, milliseconds
+from shoal.store.requests import QUERY_LENGTH_MAX, Hit, Mode, SearchPage, SearchRequest, milliseconds
 from shoal.store.schemas import CHUNK_COLUMNS, METADATA_COLUMNS, VECTOR_COLUMNS
 from shoal.store.terms import terms_of
 
-QUERY_LENGTH_MAX = 4_000  # characters; far beyond any question, and each word is a look-up
 PLAN_LINE_MAX = 2_000  # characters; a line that only lists all columns has some 1,200
 POOL_MAX = 2 * DEPTHS[0]  # documents that boosts order anew and facets count: those of the first look of two legs
 

@@ -47,6 +47,13 @@ _SETTLE_S = 0.25  # how long a refresh waits for the second commit of a batch: s
 _SETTLE_POLL_S = 0.01
 _INDEX_LOOK_S = 10.0  # age of what is known of the vector index; it only steers how it is searched
 
+LEGS: Mapping[TableKind, Mapping[str, str]] = {
+    "vectors": {"content_embedding": "vector", "content_summary": "keyword"},
+    "metadata": {"schema_embedding": "schema", "sha256_hash": "hash"},
+    "fixes": {"error_embedding": "error"},
+}
+"""By table, the columns that searches go by, and what answers call them."""
+
 _REFUSALS = ("invalid user input", "schema error", "not supported sql", "sql parser", "error during planning")
 
 _MATCH: Any = MatchQuery  # type checkers don't see the defaults of pydantic's dataclasses
@@ -109,8 +116,7 @@ class Tables:
         self._torn_at = -1  # the chunk table's sequence whose other half was waited for in vain
         self._index_rows: dict[TableKind, tuple[float, int]] = {}  # when looked at, rows in the vector index
         self.tunings = Tunings(lambda: None)
-        self._coverage: dict[str, int | None] = {}
-        self._coverage_at = float("-inf")
+        self._coverage: dict[TableKind, tuple[float, dict[str, int | None]]] = {}  # when looked at, rows by leg
         self.facts: CollectionFacts
 
     @classmethod
@@ -248,22 +254,25 @@ class Tables:
             self.facts = collection_facts(await _guarded(lambda new: new.schema(), table))
         return await _guarded(read, table)
 
-    async def unindexed_rows(self) -> dict[str, int | None]:
-        """{"vector", "keyword"}: chunks that the leg's index does not cover (the fence row counts too), some seconds
-        old; None: it has none."""
-        if time.monotonic() - self._coverage_at > _INDEX_LOOK_S:
-            self._coverage_at = time.monotonic()
+    async def unindexed_rows(self, kind: TableKind) -> dict[str, int | None]:
+        """By leg (LEGS), rows that its index does not cover (the fence row counts too), some seconds old; None: it has
+        none."""
+        looked_at, known = self._coverage.get(kind, (float("-inf"), {}))
+        if time.monotonic() - looked_at <= _INDEX_LOOK_S:
+            return known
+        self._coverage[kind] = (time.monotonic(), known)
+        legs = LEGS.get(kind, {})
 
-            async def read(table: Any) -> dict[str, int | None]:
-                found: dict[str, int | None] = {"vector": None, "keyword": None}
-                for index in await table.list_indices():
-                    leg = {VECTOR_COLUMNS["vectors"]: "vector", "content_summary": "keyword"}.get(index.columns[0])
-                    if leg:
-                        found[leg] = (found[leg] or 0) + (index.num_unindexed_rows or 0)
-                return found
+        async def read(table: Any) -> dict[str, int | None]:
+            found: dict[str, int | None] = dict.fromkeys(legs.values())
+            for index in await table.list_indices():
+                if leg := legs.get(index.columns[0]):
+                    found[leg] = (found[leg] or 0) + (index.num_unindexed_rows or 0)
+            return found
 
-            self._coverage = await self._read("vectors", read)
-        return self._coverage
+        found = await self._read(kind, read)
+        self._coverage[kind] = (time.monotonic(), found)
+        return found
 
     # --- reads --------------------------------------------------------------------------------
 

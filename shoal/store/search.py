@@ -32,11 +32,20 @@ from shoal.store.filters import Equals, QueryError, check
 from shoal.store.past import Past, is_past_cursor
 from shoal.store.query_recorder import QueryRecorder
 from shoal.store.ranked import CHUNKS_MAX, METADATA_ROW, WEIGHTS, rows_among
-from shoal.store.ranked_pages import QUERY_LENGTH_MAX, ranked_page
+from shoal.store.ranked_pages import ranked_page
 from shoal.store.reading import Freshness, Row, Tables, View
 from shoal.store.recall import FILE as RECALL_FILE
-from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError, milliseconds
-from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
+from shoal.store.requests import (
+    LIMIT_MAX,
+    QUERY_LENGTH_MAX,
+    Hit,
+    Mode,
+    SearchPage,
+    SearchRequest,
+    check_collection,
+    milliseconds,
+)
+from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS, TableKind
 from shoal.store.state_files import read_state, remove_state, write_state
 from shoal.store.tuning import Tunings
 
@@ -149,14 +158,15 @@ class SearchIndex:
             warnings=(*warnings, *page.warnings),
             timings_ms=timings | page.timings_ms,
             explain=page.explain,
-            unindexed_rows=await self._unindexed_rows(),
+            unindexed_rows=await self.unindexed_rows(),
             facets=page.facets,
         )
 
-    async def _unindexed_rows(self) -> dict[str, int | None]:
-        """Beside an answer that is made already: where it can't be told, the answer goes without."""
+    async def unindexed_rows(self, kind: TableKind = "vectors") -> dict[str, int | None]:
+        """By leg (reading.LEGS), what its index does not cover yet. Beside an answer that is made already: where it
+        can't be told, the answer goes without."""
         try:
-            return await self._tables.unindexed_rows()
+            return await self._tables.unindexed_rows(kind)
         except TransientError:
             return {}
 
@@ -197,10 +207,7 @@ class SearchIndex:
 
     def _checked(self, request: SearchRequest, warnings: list[str]) -> Mode:
         """The mode to use. Raises QueryError for what can't be answered; notes what is answered otherwise."""
-        if request.collection != SCRAPER_COLLECTION:
-            raise UnknownCollectionError(
-                f"there is no collection {request.collection[:60]!r}; known: {SCRAPER_COLLECTION}"
-            )
+        check_collection(request.collection)
         if not 1 <= request.limit <= LIMIT_MAX:
             raise QueryError(f"limit is {request.limit}; it must be 1 to {LIMIT_MAX}")
         if request.filters is not None:

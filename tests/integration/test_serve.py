@@ -203,7 +203,7 @@ def test_filters_dates_and_hash_are_exact(shoal: Shoal) -> None:
     assert [hit["data_source"] for hit in day] == ["CAISO"]
     known = shoal.by_hash(f"{2:064x}")
     assert (known["exists"], known["data"]["data_source"], known["count"]) == (True, "ENTSOE", 1)
-    assert shoal.by_hash("f" * 64) == {"exists": False}
+    assert shoal.by_hash("f" * 64)["exists"] is False
 
 
 HOSTILE = (

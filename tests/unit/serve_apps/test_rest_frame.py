@@ -134,6 +134,7 @@ async def test_openapi_describes_every_call_with_an_example(http: Any) -> None:
         "/api/v1/scrapes/search",
         "/api/v1/scrapes/{hash}",
         "/api/v1/collections/{name}/search",
+        "/api/v1/collections/{name}/index",
         "/api/v1/agents/context/similar-apis",
         "/api/v1/agents/context/fix-patterns",
         "/api/v1/agents/fixes",
