@@ -22,6 +22,7 @@ RARE = (
     "writer.migrated",
     "writer.purging",
     "writer.purged",
+    "writer.scrubbing",
     "build.made",
     "recall.measured",
     "state.writing",

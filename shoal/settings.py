@@ -247,6 +247,10 @@ class Settings(BaseSettings):
         description="The longest that any log (dead letters too) can deliver a message again; what remembers a "
         "deletion is kept as long. 0: for ever (compacted or endless topics).",
     )  # fmt: skip
+    scrub_days: float = Field(
+        7.0, ge=0, le=3650, description="Days after which a deleted document's bytes are rewritten out of the tables' "
+        "files (kept states follow after `as_of_days`); 0: only by `shoal erase --now`.",
+    )  # fmt: skip
     hang_s: float = Field(
         60.0, ge=5.0, description="An actor that answers nothing, or whose loop stands still, for so long is replaced."
     )

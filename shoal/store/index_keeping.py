@@ -123,6 +123,10 @@ class IndexKeeper:
                 return True
         return False
 
+    def is_doubted(self, kind: TableKind, name: str) -> bool:
+        """Whether what `doubt` asked for is still to be done."""
+        return any(index.is_doubted for index in self._indexes if (index.kind, index.name) == (kind, name))
+
     def reopened(self) -> None:
         """The tables were opened: what they owe is read from them."""
         self._is_asked = True

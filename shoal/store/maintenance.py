@@ -37,6 +37,7 @@ from shoal.store.orphans import fileless_indexes, sweep, sweep_state
 from shoal.store.purging import Purger
 from shoal.store.remaking import Remakes
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
+from shoal.store.scrubbing import Scrubber
 from shoal.store.snapshots import Keeping, SnapshotKeeper
 from shoal.store.tables import CommitRefused, FencedTable, lance_errors
 from shoal.store.verification import rows_changed
@@ -110,6 +111,12 @@ class Maintenance:
         self._purger = Purger(
             settings, {"metadata": tables["metadata"], "vectors": tables["vectors"]}, self._snapshots, self._compact,
             self._rebuild_scalar,
+        )  # fmt: skip
+        text = index_name("content_summary")
+        self._scrubber = Scrubber(
+            settings, {"metadata": tables["metadata"], "vectors": tables["vectors"]}, self._snapshots, self._compact,
+            partial(self._rebuild_scalar, but=FTS), lambda: self._keeper.doubt("vectors", text),
+            lambda: self._keeper.is_doubted("vectors", text),
         )  # fmt: skip
         self.unindexed_rows = 0
         self.last = "none yet"
@@ -224,6 +231,8 @@ class Maintenance:
             self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
         if building is None and (request := self._purger.due(now)) is not None:
             self._steps.append(partial(self._purger.step, request, now))
+        if building is None and self._scrubber.due(now):
+            self._steps.append(partial(self._scrubber.step, now))
         if building is None and (self._cleaned_at is None or now - self._cleaned_at >= self._cleanup_age / 2):
             self._cleaned_at = now  # at the start too: the writer before us may have been killed
             for kind in self._tables:
@@ -283,7 +292,7 @@ class Maintenance:
         table = self._tables[kind]
         target = FRAGMENT_BYTES // (table.facts.vector_bytes + _ROW_TEXT_BYTES)
         options: CompactionOptions = {"target_rows_per_fragment": target, "max_source_bytes": COMPACTION_BYTES_MAX}
-        if self._purger.is_thorough:
+        if self._purger.is_thorough or self._scrubber.is_thorough:
             options["materialize_deletions_threshold"] = 0.0
         from_json: Any = CompactionTask.from_json  # type: ignore[attr-defined]
 
@@ -358,11 +367,12 @@ class Maintenance:
         self._unfolded.pop((kind, name), None)
         return True
 
-    def _rebuild_scalar(self, kind: TableKind, epoch: int) -> None:
-        """Make the scalar and full-text indexes of a table anew: a fold leaves what deleted rows said in them."""
+    def _rebuild_scalar(self, kind: TableKind, epoch: int, but: str = "") -> None:
+        """Make the scalar and full-text indexes of a table anew, but for those of one type: a fold leaves what deleted
+        rows said in them."""
         held = self._indexed(kind)
         for column, sort in (AT_ONCE[kind] | LATER[kind]).items():
-            if index_name(column) in held:
+            if index_name(column) in held and sort != but:
                 self._remake(kind, column, sort, epoch)
 
     def _remake(self, kind: TableKind, column: str, sort: str, epoch: int) -> None:

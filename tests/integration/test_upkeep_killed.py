@@ -23,6 +23,7 @@ import lance
 import pytest
 
 from shoal.faults import POINTS
+from shoal.store import scrubbing
 from shoal.store.fsck_tables import check
 from shoal.store.index_views import views
 from shoal.store.purging import holding, is_purged
@@ -89,6 +90,7 @@ CASES = (
     Case("writer.purging", "purge"),
     Case("writer.purged", "purge"),
     Case("recall.measured", "recall"),
+    Case("writer.scrubbing", "scrub"),
 )
 
 
@@ -190,6 +192,8 @@ def assert_whole(run: Run, expected: Rows) -> None:
         case "purge":
             assert is_purged(settings, PURGE)
             assert holding(settings, {}, "scraper", [DEAD]).is_clean
+        case "scrub":
+            assert read_state(settings, scrubbing.STATE)["began"]
         case "recall":
             assert read_state(settings, FILE)["recall"] > 0
         case "rebuild" | "repair":
