@@ -1,6 +1,7 @@
 """The embedder: the one actor that decides every call of the ingest side to the embedding provider.
 
-Batches texts of many documents into one request through `EmbeddingService` (cache, limits, retries). It only
+Batches texts of many documents into one request through `EmbeddingService` (cache, limits, retries). What its cache
+lacks is looked for in the tables first, so a lost disk costs no new embeddings of what is unchanged. It only
 decides and batches; vectors leave as float32 rows beside their document. A text that the provider refuses
 makes its document bad, never its batch.
 """
@@ -11,6 +12,7 @@ import asyncio
 import os
 import time
 from dataclasses import replace
+from functools import partial
 
 import orjson
 import ray
@@ -28,6 +30,7 @@ from shoal.faults import reach
 from shoal.metrics import EmbedderStatistics
 from shoal.records import Announcement, Command, Embedded, EmbeddedCommand, Failure, Fetched
 from shoal.settings import Settings
+from shoal.store.known_vectors import KnownVectors
 
 FIX_TEXT_FIELDS = ("error_type", "error_message", "summary")
 
@@ -44,6 +47,7 @@ class Embedder:
             create_model(settings, model, width=width), cache,
             on_charges=self._spending.charged, may_spend=self._spending.gate(model),
         )  # fmt: skip
+        self._known = KnownVectors(settings, model)
         self._model = model
         self._lease = LeaseKeeper("embedder", settings.lease_s)
         self._pulse = Pulse()
@@ -54,13 +58,17 @@ class Embedder:
         self._pulse.follow_loop()
         extraction = fetched.extraction
         assert extraction is not None, "a failed document has nothing to embed"
-        purpose = purpose_of(fetched.announcement)
+        announcement = fetched.announcement
+        purpose = purpose_of(announcement)
+        # A copy is sent to mend what the tables hold: what it is to replace is no source for it.
+        stored = None if announcement.is_replay else partial(self._known.of, announcement.document_id)
         try:
             vectors, api_vectors = await asyncio.gather(
                 self._service.embed(
                     [chunk.text for chunk in extraction.chunks],
                     purpose=purpose,
                     token_counts=[chunk.token_count for chunk in extraction.chunks],
+                    elsewhere=stored,
                 ),
                 # As a query is: both sides of similar-apis are the same kind of text, and may be cut.
                 self._service.embed([extraction.api_text] if extraction.api_text else [], "query", purpose),
@@ -95,6 +103,7 @@ class Embedder:
         )
 
     async def __ray_shutdown__(self) -> None:
+        await self._known.close()
         await self._service.close()
         await asyncio.to_thread(self._spending.close)
 

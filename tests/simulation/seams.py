@@ -95,6 +95,17 @@ class NoSurvey:
     def stop(self) -> None: ...
 
 
+class NothingKnown:
+    """embedder.KnownVectors: the tables answer no lookup, so every text that the cache lacks is embedded."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    async def of(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    async def close(self) -> None: ...
+
+
 @contextmanager
 def seams(world: World, broker: Broker, storage: Storage, systems: Systems, get_actor: Any) -> Iterator[None]:
     """The real modules live in `world` for as long as this is open."""
@@ -149,7 +160,11 @@ def seams(world: World, broker: Broker, storage: Storage, systems: Systems, get_
         },
         stages: {"ray": SimpleNamespace(get_actor=get_actor)},
         fetcher: {"ExtractionPool": Extractor, "ObjectReader": lambda settings: ObjectReader(settings, Store(systems))},
-        embedder: {"EmbeddingCache": lambda *_: Cache(systems), "create_model": lambda *_, **__: Model(systems)},
+        embedder: {
+            "EmbeddingCache": lambda *_: Cache(systems),
+            "create_model": lambda *_, **__: Model(systems),
+            "KnownVectors": NothingKnown,
+        },
         writing: {"FencedTable": SimulatedTable, "Maintenance": SimulatedMaintenance, "Retention": NothingExpires},
         writer: {},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,10 @@ from shoal.actors.embedder import Embedder
 from shoal.embeddings.hash_model import HashModel
 from shoal.embeddings.purposes import Purpose
 from shoal.errors import DeadReason
-from shoal.records import Command, Fetched
+from shoal.records import Command, Fetched, Progress
 from shoal.settings import load
-from tests.fixtures.documents import document, position
+from shoal.store.writing import TableWriter
+from tests.fixtures.documents import COLLECTED_AT, document, position
 
 
 @pytest.fixture
@@ -60,6 +62,42 @@ async def test_a_commands_text_waits_with_the_queries(embedder: Embedder, asked:
     at = fetched().announcement.collected_at
     await embedder.embed_command(Command(position(1), "c", "fix", "scraper", body, "me", at))
     assert asked == [(("Timeout",), "query", Purpose("query", "scraper"))]
+
+
+async def test_a_lost_cache_costs_no_new_embeddings_of_what_is_unchanged_and_a_copy_trusts_no_table(
+    tmp_path: Path,
+) -> None:
+    paid: list[str] = []
+
+    class Counted(HashModel):
+        def embed(self, texts: Any, kind: Any = "document") -> Any:
+            paid.extend(text for text in texts if kind == "document")
+            return super().embed(texts, kind)
+
+    async def embedded(*brought: Fetched) -> list[Any]:
+        paid.clear()
+        shutil.rmtree(settings.home / "cache", ignore_errors=True)
+        made = Embedder(settings, "hash:8", 8)
+        made._service._model = made._service._caller._model = Counted(8)
+        try:
+            return [(await made.embed(each))[1] for each in brought]
+        finally:
+            await made.__ray_shutdown__()
+
+    settings = load(data_dir=tmp_path, embedding_provider="hash")
+    old = document("prod:load:a", 1, content="wind", chunks=3).fetched
+    first = await embedded(old)
+    assert len(paid) == 3
+    writer = TableWriter.open(settings.tables_uri, {}, "hash:8", 8, settings=settings, now=COLLECTED_AT)
+    writer.apply(first, (Progress("cluster", "topic", 0, 2),), COLLECTED_AT)
+    writer.close()
+    longer = document("prod:load:a", 2, version="v2", content="wind", chunks=5).fetched
+    again, newer = await embedded(old, longer)
+    assert paid == ["wind part 3", "wind part 4"]
+    np.testing.assert_allclose(again.vectors, first[0].vectors, atol=1e-6)
+    np.testing.assert_allclose(newer.vectors[:3], first[0].vectors, atol=1e-6)
+    await embedded(replace(old, announcement=replace(old.announcement, is_replay=True)))
+    assert len(paid) == 3
 
 
 async def test_one_over_long_chunk_makes_its_document_bad_and_no_other(embedder: Embedder) -> None:
