@@ -289,7 +289,7 @@ def fuse(method: FusionMethod, found: Mapping[str, Mapping[str, Found]]) -> list
                 {key: [-distance for distance in one.passages] for key, one in found["vector"].items()},
                 {key: one.passages for key, one in found["keyword"].items()},
             )
-            fused = fusion.weighted([*map(fusion.of_passages, legs)], [WEIGHTS[method][name] for name in LEGS])
+            fused = fusion.weighted([fusion.of_passages(leg) for leg in legs], [WEIGHTS[method][name] for name in LEGS])
         case "rrf":
             fused = fusion.reciprocal_rank([list(found[name]) for name in LEGS])
     return [
