@@ -292,12 +292,13 @@ class Maintenance:
         table = self._tables[kind]
         target = FRAGMENT_BYTES // (table.facts.vector_bytes + _ROW_TEXT_BYTES)
         options: CompactionOptions = {"target_rows_per_fragment": target, "max_source_bytes": COMPACTION_BYTES_MAX}
-        if self._purger.is_thorough or self._scrubber.is_thorough:
+        is_thorough = self._purger.is_thorough or self._scrubber.is_thorough
+        if is_thorough:
             options["materialize_deletions_threshold"] = 0.0
         from_json: Any = CompactionTask.from_json  # type: ignore[attr-defined]
 
         def compact(dataset: Any) -> Any:
-            if not everything and not self._purger.is_thorough:
+            if not everything and not is_thorough:
                 found = [
                     Fragment(one.fragment_id, one.physical_rows, one.num_deletions) for one in dataset.get_fragments()
                 ]
