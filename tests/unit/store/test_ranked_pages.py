@@ -305,10 +305,8 @@ async def test_hybrid_puts_a_document_with_two_good_chunks_before_one_with_the_s
     library: Library, index: SearchIndex
 ) -> None:
     best, good = ("wind wind speed", towards(1, 0.1)), ("wind wind gust", towards(2, 0.2))
-    await library.put_all([rows_of("one", [best]), rows_of("two", [best, good])])
-    await library.put_all(
-        [rows_of(f"d{n:02}", [("wind and sun " * (2 + n), towards(3, 1 + n / 9))]) for n in range(30)]
-    )
+    weak = [rows_of(f"d{n:02}", [("wind " + "sun " * (9 + n), towards(3, 1 + n / 9))]) for n in range(30)]
+    await library.put_all([rows_of("one", [best]), rows_of("two", [best, good]), *weak])
     page = await index.search(replace(BOTH, limit=2, explain=True))
     assert ids(page) == ["two", "one"]
     first, second = [hit.explain["legs"] for hit in page.hits if hit.explain]
