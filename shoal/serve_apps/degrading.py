@@ -17,7 +17,7 @@ from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.store.cursors import from_start
 
 _BY_WORDS = "keyword."
-"""What such a cursor begins with; the dot is in no cursor of the store."""
+"""What such a cursor begins with, and none of the store."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,9 @@ def _window(filters: Any) -> Range:
     return window
 
 
-async def test_a_date_as_end_includes_that_day_and_not_the_next(http: Any, stand: Any) -> None:
-    await http.get(SEARCH, params={"end_date": "2025-01-20"})
+@pytest.mark.parametrize("day", ["2025-01-20", "20250120", "2025-W04-1"])
+async def test_a_date_as_end_includes_that_day_and_not_the_next(http: Any, stand: Any, day: str) -> None:
+    await http.get(SEARCH, params={"end_date": day})
     window = _window(stand.index.requests[0].filters)
     assert matches(window, {"collected_at": datetime(2025, 1, 20, 23, 59, 59, 999999, tzinfo=UTC)})
     assert not matches(window, {"collected_at": datetime(2025, 1, 21, tzinfo=UTC)})

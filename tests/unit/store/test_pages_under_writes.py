@@ -12,7 +12,7 @@ from lancedb.index import FTS, IvfFlat
 
 from shoal.errors import TransientError
 from shoal.store import past, ranked
-from shoal.store.cursors import CursorError, Pin
+from shoal.store.cursors import CursorError, Pin, from_start
 from shoal.store.filters import Equals, Range
 from shoal.store.requests import SearchRequest
 from shoal.store.search import SearchIndex
@@ -182,6 +182,25 @@ async def test_storage_that_is_away_is_not_a_cursor_that_is_gone(
     monkeypatch.setattr(past.PinnedTables, "fence", away)
     with pytest.raises(TransientError, match="away"):
         await index.search(replace(NEAR, limit=5, cursor=cursor))
+
+
+async def test_a_search_can_begin_anew_in_the_state_of_its_pages(library: Library, index: SearchIndex) -> None:
+    """As one does that goes on by words since its question can't be embedded any more."""
+    await _filled(library)
+    expected = ids(await index.search(replace(WORDS, limit=8)))
+    cursor = (await index.search(replace(NEAR, limit=5))).next_cursor
+    assert cursor is not None
+    await library.put("new", [("wind " * 9, NORTH)])
+    assert ids(await index.search(WORDS))[0] == "new"
+    page = await index.search(replace(WORDS, limit=8, cursor=from_start(cursor)))
+    assert ids(page) == expected
+    second = await index.search(replace(WORDS, limit=8, cursor=page.next_cursor))
+    assert not {*ids(second)} & {*expected, "new"}
+    past_cursor = (await index.search(replace(NEAR, limit=5, as_of=1))).next_cursor
+    assert past_cursor is not None
+    then = await index.search(replace(WORDS, limit=8, cursor=from_start(past_cursor)))
+    assert ids(then) == expected
+    assert then.as_of is not None
 
 
 async def test_a_wait_token_beside_a_cursor_waits_for_nothing_and_says_where_it_is_not_met(

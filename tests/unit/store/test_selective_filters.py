@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from lancedb.index import IvfPq
 
 from shoal.records import Vector
 from shoal.store import ranked, reading, selections
-from shoal.store.filters import Filter, Prefix, Range
+from shoal.store.filters import And, Filter, In, IsNull, Not, Or, Prefix, Range, matches
 from shoal.store.requests import SearchRequest
 from shoal.store.search import SearchIndex
 from tests.fixtures.library import NEAR, NORTH, RANKED_MODES, Library, ids, rows_of
@@ -175,3 +177,52 @@ async def test_a_filter_that_leaves_nothing_finds_nothing(index: SearchIndex) ->
     for request in RANKED_MODES:
         page = await index.search(replace(request, filters=Range("year", ROWS, None), explain=True))
         assert (ids(page), page.warnings) == ([], ())
+
+
+YEARS = st.integers(-5, ROWS + 5) | st.none()
+ON_YEAR = st.tuples(YEARS, YEARS, st.booleans(), st.booleans()).filter(lambda ends: ends[:2] != (None, None))
+ON_METADATA = st.one_of(
+    ON_YEAR.map(lambda ends: Range("year", *ends)),
+    st.lists(st.integers(0, CLUSTERS), max_size=CLUSTERS).map(lambda of: In("urn", tuple(map(_of, of)))),
+    st.sampled_from(["cluster", "cluster1", "cluster29", "", "%", "' or true --"]).map(
+        lambda text: Prefix("urn", text)
+    ),
+    st.sampled_from([IsNull("title"), IsNull("year"), Not(IsNull("title")), Or(()), And(())]),
+)
+TREES = st.recursive(
+    ON_METADATA,
+    lambda parts: st.one_of(parts.map(Not), st.lists(parts, max_size=3).map(lambda some: Or(tuple(some)))),
+    max_leaves=4,
+)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@given(
+    tree=TREES,
+    prefix=st.none() | st.sampled_from(["cluster2", "cluster0"]),
+    first=st.sampled_from([0, 20, 1_000]),
+    piece=st.sampled_from([50, 10_000]),
+    request=st.sampled_from(RANKED_MODES),
+)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_a_ranking_has_exactly_what_the_filter_means_however_it_is_applied(
+    index: SearchIndex,
+    tree: Filter,
+    prefix: str | None,
+    first: int,
+    piece: int,
+    request: SearchRequest,
+) -> None:
+    """Any tree over metadata, also joined with one over chunks; named at once, in pieces, or after ranking."""
+    rows = [{"year": n, "urn": _of(n), "title": None, "dataset": _of(n)} for n in range(ROWS)]
+    whole = tree if prefix is None else And((Prefix("dataset", prefix), tree))
+    matching = {f"d{n:04}" for n, row in enumerate(rows) if matches(whole, row)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranked, "PUSHED_DOCUMENTS_MAX", first)
+        patch.setattr(ranked, "DEPTHS", (8, 64, 2_048))
+        patch.setattr(selections, "PIECE", piece)
+        page = await index.search(replace(request, filters=whole, limit=200))
+    assert len(page.hits) == min(200, len(matching))
+    assert set(ids(page)) <= matching
+    assert len(set(ids(page))) == len(page.hits)
+    assert page.warnings == ()
