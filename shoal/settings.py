@@ -220,7 +220,9 @@ class Settings(BaseSettings):
     fetchers: int = Field(2, ge=1, description="Fetch workers.")
     commit_rows_max: int = Field(2000, ge=1, description="Rows (chunks) that close a commit.")
     commit_bytes_max: int = Field(64 * MIB, ge=MIB, description="Bytes that close a commit.")
-    commit_linger_ms: int = Field(250, ge=0, description="Age that closes a commit.")
+    commit_linger_ms: int = Field(
+        250, ge=0, description="Age that closes a commit; with tables in S3 it is 1000 unless it is set."
+    )
     compact_commits: int = Field(40, ge=2, description="Commits between two compactions.")
     cleanup_age_s: float = Field(3600.0, ge=600.0, description="Age of table versions that cleanup may remove.")
     as_of_days: float = Field(
@@ -365,6 +367,14 @@ class Settings(BaseSettings):
         if "://" in self.lancedb_path:
             return self.lancedb_path.rstrip("/")
         return str(Path(self.lancedb_path).resolve() if self.lancedb_path else self.home / "lancedb")
+
+    @property
+    def commit_linger_s(self) -> float:
+        """Age that closes a commit, as suits where the tables are: in S3 one is eight writes, one after the other, and
+        tens of reads, whatever is in it (docs/operating.md)."""
+        if self.tables_uri.startswith("s3://") and "commit_linger_ms" not in self.model_fields_set:
+            return 1.0
+        return self.commit_linger_ms / 1000
 
     @property
     def home(self) -> Path:

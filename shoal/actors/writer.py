@@ -69,7 +69,7 @@ class Writer:
         self._tables: TableWriter | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tables")  # the only user of the tables
         self._group: GroupCommit[_Call] = GroupCommit(
-            settings.commit_rows_max, settings.commit_bytes_max, settings.commit_linger_ms / 1000
+            settings.commit_rows_max, settings.commit_bytes_max, settings.commit_linger_s
         )
         self._progress: dict[tuple[str, str, int], Progress] = {}
         self._arrived = asyncio.Event()
