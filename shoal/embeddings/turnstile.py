@@ -44,7 +44,7 @@ class Turnstile:
                 moved = self._moved
                 if line[0] is not me or lane != self._shares.first([each for each in LANES if self._lines[each]]):
                     await moved.wait()
-                elif not (wait := self._wait_s(tokens)):
+                elif not (wait := self._wait_s(lane, tokens)):
                     self._shares.served(lane, tokens)
                     return
                 elif wait > self._patience_s:
@@ -61,5 +61,7 @@ class Turnstile:
         self._moved, moved = asyncio.Event(), self._moved
         moved.set()
 
-    def _wait_s(self, tokens: int) -> float:
-        return self._limiter.acquire(tokens, self._clock()) if self._limiter is not None else 0.0
+    def _wait_s(self, lane: Lane, tokens: int) -> float:
+        if self._limiter is None:
+            return 0.0
+        return self._limiter.acquire(tokens, self._clock(), is_urgent=lane == "query")
