@@ -43,7 +43,7 @@ class Embedder:
         cache = EmbeddingCache(settings.home / "cache" / "embeddings.sqlite", settings.embedding_cache_bytes_max)
         self._service = EmbeddingService(create_model(settings, model, width=width), cache)
         self._known = KnownVectors(settings, model)
-        self._model = model
+        self._model, self._width = model, width
         self._lease = LeaseKeeper("embedder", settings.lease_s)
         self._pulse = Pulse()
 
@@ -91,6 +91,7 @@ class Embedder:
         self._lease.renew()
         return replace(
             self._service.statistics(),
+            width=self._width,
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._started,
             stalled_s=self._pulse.stalled_s(),
