@@ -48,7 +48,7 @@ class Embedder:
             on_charges=self._spending.charged, may_spend=self._spending.gate(model),
         )  # fmt: skip
         self._known = KnownVectors(settings, model)
-        self._model = model
+        self._model, self._width = model, width
         self._lease = LeaseKeeper("embedder", settings.lease_s)
         self._pulse = Pulse()
 
@@ -96,6 +96,7 @@ class Embedder:
         self._lease.renew()
         return replace(
             self._service.statistics(),
+            width=self._width,
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._started,
             stalled_s=self._pulse.stalled_s(),

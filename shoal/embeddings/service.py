@@ -119,6 +119,7 @@ class EmbeddingService:
             clock=clock,
             sleep=sleep,
         )
+        self._width: int | None = None
         self._workers: list[asyncio.Task[None]] = []
         self._is_closed = False
         self._started = clock()
@@ -148,7 +149,10 @@ class EmbeddingService:
         if not self._workers:
             self._workers = [asyncio.create_task(self._work(i == 0)) for i in range(1 + self._places)]
         texts = check_texts(texts, kind)
-        keys = [cache_key(self._model.name, self._model.width, kind, text) for text in texts]
+        if self._width is None:  # of some models only their provider knows it
+            self._width = await self._aside(self._counting, lambda: self._model.width)
+        width = self._width
+        keys = [cache_key(self._model.name, width, kind, text) for text in texts]
         since = self._finished.count
         known = await self._aside(self._lookups, self._look_up, keys)
         self._texts += len(texts)
@@ -168,7 +172,7 @@ class EmbeddingService:
                 answers[key] = await self._join(key, texts[i], kind, tokens, purpose, since)
             # Not gather: a cancelled caller must not cancel what others wait for.
             await asyncio.wait(answers.values(), return_when=asyncio.FIRST_EXCEPTION)
-        vectors = np.empty((len(texts), self._model.width), np.float32)
+        vectors = np.empty((len(texts), width), np.float32)
         failed: dict[int, BaseException] = {}
         for i, key in enumerate(keys):
             if key in known:
@@ -190,7 +194,7 @@ class EmbeddingService:
         queued: dict[str, int] = {lane: entrance.texts for lane, entrance in self._entrances.items()}
         return EmbedderStatistics(
             model=self._model.name,
-            width=self._model.width,
+            width=self._width or 0,
             pid=os.getpid(),
             uptime_s=self._clock() - self._started,
             texts=self._texts,

@@ -91,7 +91,7 @@ def test_a_query_waits_for_no_text_of_a_backlog_of_100k(concurrency: int) -> Non
     async def story(service: EmbeddingService) -> None:
         backlog = await brought(service, "backfill", BACKLOG)
         assert service.statistics().queued_by_lane == {"query": 0, "live": 0, "backfill": 4096}, "and the rest outside"
-        assert await waits(service, 15, 0.05) == pytest.approx([LATENCY_S] * 15)
+        assert await waits(service, 10, 0.05) == pytest.approx([LATENCY_S] * 10)
         assert not any(task.done() for task in backlog[-1000:]), "the backlog was running all the while"
 
     tell(model, story)
@@ -106,7 +106,7 @@ def test_a_query_waits_for_its_own_room_in_the_limits_only() -> None:
         backlog = await brought(service, "backfill", BACKLOG)
         await asyncio.sleep(20)  # what the limits allow at once is used up
         its_tokens_s = 200 * 60 / (per_minute * 0.95)
-        added = [seconds - LATENCY_S for seconds in await waits(service, 40, 0.3)]
+        added = [seconds - LATENCY_S for seconds in await waits(service, 25, 0.3)]
         assert max(added) <= its_tokens_s + 1e-6
         assert not any(task.done() for task in backlog[-1000:])
 
@@ -119,9 +119,9 @@ def test_lanes_share_the_limits_as_they_are_said_to() -> None:
 
     async def story(service: EmbeddingService) -> None:
         for lane in SHARES:
-            await brought(service, lane, BACKLOG // 5)
+            await brought(service, lane, BACKLOG // 10)
         before = len(model.calls)
-        await asyncio.sleep(240)
+        await asyncio.sleep(120)
         texts = [text for call in model.calls[before:] for text in call]
         got = {lane: sum(text.startswith(lane) for text in texts) / len(texts) for lane in SHARES}
         assert got == pytest.approx(SHARES, abs=0.02)
@@ -137,9 +137,9 @@ def test_a_live_document_overtakes_the_backfill() -> None:
         await asyncio.sleep(20)
         before = asyncio.get_running_loop().time()
         await service.embed([f"live {n}" for n in range(10)], purpose=Purpose("live"))
-        # What the last batch of the backfill owes, the one that stands at the turnstile already, and its own.
-        batches_s = (2 * 256 * 200 + 10 * 200) * 60 / (1_000_000 * 0.98)
-        assert asyncio.get_running_loop().time() - before <= batches_s + 2 * LATENCY_S
+        # The tokens of two batches of the backfill: the last one sent, and the one that stands at the turnstile.
+        batches_s = 2 * 256 * 200 * 60 / 1_000_000
+        assert asyncio.get_running_loop().time() - before <= 1.05 * batches_s + 2 * LATENCY_S
 
     tell(model, story)
 
@@ -179,12 +179,12 @@ def test_a_query_is_refused_in_time_also_while_documents_wait_for_a_provider_tha
 
 
 def test_a_provider_that_bears_more_requests_at_once_gets_them_and_a_model_of_this_machine_does_not() -> None:
-    for limits, expected in (((1_000_000, 10**9), range(16, 33)), (None, range(4, 5))):
+    for limits, expected in (((1_000_000, 10**9), range(8, 33)), (None, range(4, 5))):
         model = Provider(limits)
 
         async def story(service: EmbeddingService, expected: range = expected) -> None:
-            await brought(service, "backfill", BACKLOG // 5)
-            await asyncio.sleep(3)
+            await brought(service, "backfill", BACKLOG // 10)
+            await asyncio.sleep(1)
             assert service.statistics().running_max in expected
 
         tell(model, story)
