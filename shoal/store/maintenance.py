@@ -57,6 +57,7 @@ AT_ONCE: dict[TableKind, dict[str, str]] = {
     "vectors": {"id": BTREE, "content_summary": FTS},  # keyword search fails where there is no index
     "fixes": {},
     "jobs": {"command_id": BTREE},
+    "spend": {},  # a row per key and day: thousands in a year, which a scan reads in milliseconds
 }
 LATER: dict[TableKind, dict[str, str]] = {
     "metadata": {
@@ -69,6 +70,7 @@ LATER: dict[TableKind, dict[str, str]] = {
     },
     "fixes": {},
     "jobs": {},
+    "spend": {},
 }  # fmt: skip
 """Scalar indexes made once a table has SCALAR_ROWS_MIN rows."""
 SCALAR_ROWS_MIN = 1_000

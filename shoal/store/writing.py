@@ -1,6 +1,6 @@
 """The table writer: batches of documents and commands in, durable rows and acks out.
 
-One batch is: chunks, then fixes, then metadata, then jobs; each a transaction with the fence. A document is
+One batch is: chunks, then fixes and spend, then metadata, then jobs; each a transaction with the fence. A document is
 visible when its metadata row is, so a reader never sees half of one; `apply` returns after the last of them.
 A kill between them leaves chunks ahead of metadata, which the commit sequences in the fences tell; whoever
 opens the tables next rolls the chunks back to the last whole batch, and the log delivers the rest again.
@@ -28,7 +28,7 @@ from shoal.records import SCRAPER_COLLECTION, Ack, Deletion, EmbeddedCommand, Ou
 from shoal.settings import Settings
 from shoal.store.commands import CommandPlan, plan_commands
 from shoal.store.fence import Fence
-from shoal.store.lookups import stored_commands, stored_documents
+from shoal.store.lookups import stored_commands, stored_documents, stored_spend
 from shoal.store.maintenance import Maintenance
 from shoal.store.migrations import check_ways, migrate
 from shoal.store.planning import TEXT_DROPPED, CommitPlan, plan
@@ -41,6 +41,7 @@ from shoal.store.schemas import (
     JOBS_TABLE,
     METADATA_COLUMNS,
     METADATA_KEY,
+    SPEND_TABLE,
     CollectionFacts,
     TableKind,
     metadata_table,
@@ -57,7 +58,7 @@ PATIENCE = {"client_max_retries": "3", "retry_timeout": "30s"}
 request of a commit for three minutes; whoever called us tries again anyway, and says meanwhile why it waits."""
 UPKEEP_RETRY = timedelta(seconds=60)
 """After a step of upkeep failed. The tables are opened anew for the next: that is a commit to each."""
-_KINDS: tuple[TableKind, ...] = ("metadata", "vectors", "fixes", "jobs")
+_KINDS: tuple[TableKind, ...] = ("metadata", "vectors", "fixes", "jobs", "spend")
 
 
 def storage_options(settings: Settings) -> dict[str, str]:
@@ -122,7 +123,7 @@ class TableWriter:
     ) -> None:
         """Use `open`."""
         self._metadata, self._vectors = tables["metadata"], tables["vectors"]
-        self._fixes, self._jobs = tables["fixes"], tables["jobs"]
+        self._fixes, self._jobs, self._spend = tables["fixes"], tables["jobs"], tables["spend"]
         self._tables = tables
         self._facts = facts
         self._collection = collection
@@ -159,6 +160,7 @@ class TableWriter:
             "vectors": vectors_table(collection),
             "fixes": FIXES_TABLE,
             "jobs": JOBS_TABLE,
+            "spend": SPEND_TABLE,
         }
         places = {kind: table_uri(uri, name) for kind, name in names.items()}
         found = {kind: FencedTable.open(kind, place, storage_options) for kind, place in places.items()}
@@ -336,6 +338,8 @@ class TableWriter:
             reach("writer.after_chunks")
         if commands.fixes:
             self._fixes.commit(commands.fixes, fence)
+        if commands.spend:
+            self._spend.commit(commands.spend, fence)
         removed = in_list(METADATA_KEY, documents.removed) if documents.removed else None
         reach("writer.before_metadata")
         self._metadata.commit([*documents.metadata, *self._restamped(documents, fence)], fence, removed)
@@ -390,8 +394,9 @@ class TableWriter:
                 except BadDocument as error:
                     repaired[commands[0].command.command_id] = error
             planned.commands = plan_commands(
-                commands, fixes, done, failed, self._facts, self._collection, sequence, now, repaired
-            )
+                commands, fixes, done, failed, self._facts, self._collection, sequence, now, repaired,
+                stored_spend(self._spend, commands),
+            )  # fmt: skip
             if planned.commands.acks[0].outcome is not Outcome.INDEXED:  # applied before, or refused
                 planned.repair = RepairPlan()
         of_documents, of_commands = iter(planned.documents.acks), iter(planned.commands.acks)
