@@ -69,6 +69,24 @@ class FetcherStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class SpendStatistics:
+    """What was spent, as the process that spends knows it (docs/cost.md). A limit of 0 is none; without any limit only
+    what this process itself spent since it started is counted here. `is_told`: the log holds all of it."""
+
+    level: str  # ok | warned | exhausted
+    message: str
+    day: str
+    spent_day_usd: float
+    spent_month_usd: float
+    limit_day_usd: float
+    limit_month_usd: float
+    unpriced_models: tuple[str, ...] = ()
+    is_told: bool = True
+    told_at: str | None = None
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedderStatistics:
     """The embedder: what it was asked for, what the cache answered, what the provider was sent.
 
@@ -92,6 +110,7 @@ class EmbedderStatistics:
     unwell_s: float = 0.0
     running: int = 0
     running_max: int = 0
+    spend: SpendStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True)

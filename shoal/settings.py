@@ -132,6 +132,17 @@ class Settings(BaseSettings):
     embedding_threads: int = Field(0, ge=0, description="Threads of the local model; 0: the cores of this machine.")
     embedding_cache_bytes_max: int = Field(1024 * MIB, ge=MIB, description="Size of the embedding cache on disk.")
 
+    # --- cost ---------------------------------------------------------------------------------
+    prices: Path | None = Field(None, description="A price table of one's own, TOML; it wins over the shipped one.")
+    budget_day_usd: float = Field(
+        0.0, ge=0, le=1e9, allow_inf_nan=False,
+        description="US dollars per day (UTC) for embedding. Warns at 80 %; at 100 % documents wait and searches go by "
+        "keywords. 0: no limit.",
+    )  # fmt: skip
+    budget_month_usd: float = Field(
+        0.0, ge=0, le=1e9, allow_inf_nan=False, description="The same per calendar month (UTC)."
+    )
+
     # --- bounds -------------------------------------------------------------------------------
     object_bytes_max: int = Field(64 * MIB, ge=1024, description="Larger stored objects are dead letters.")
     decompressed_bytes_max: int = Field(

@@ -20,6 +20,7 @@ import ray
 from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
 from shoal.actors.pulse import Pulse
+from shoal.actors.spending import open_keeper
 from shoal.embeddings.cache import EmbeddingCache
 from shoal.embeddings.models import create_model
 from shoal.embeddings.purposes import Purpose
@@ -41,7 +42,11 @@ class Embedder:
         configure_logging(settings)
         self._started = time.monotonic()
         cache = EmbeddingCache(settings.home / "cache" / "embeddings.sqlite", settings.embedding_cache_bytes_max)
-        self._service = EmbeddingService(create_model(settings, model, width=width), cache)
+        self._spending = open_keeper(settings)
+        self._service = EmbeddingService(
+            create_model(settings, model, width=width), cache,
+            on_charges=self._spending.charged, may_spend=self._spending.gate(model),
+        )  # fmt: skip
         self._known = KnownVectors(settings, model)
         self._model, self._width = model, width
         self._lease = LeaseKeeper("embedder", settings.lease_s)
@@ -95,11 +100,13 @@ class Embedder:
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._started,
             stalled_s=self._pulse.stalled_s(),
+            spend=self._spending.statistics(),
         )
 
     async def __ray_shutdown__(self) -> None:
         await self._known.close()
         await self._service.close()
+        await asyncio.to_thread(self._spending.close)
 
 
 def purpose_of(announcement: Announcement) -> Purpose:

@@ -42,6 +42,7 @@ from shoal.records import (
     Writable,
 )
 from shoal.sources.messages import RawMessage
+from shoal.spending import SPEND_KIND
 
 Result = TypeVar("Result")
 
@@ -280,6 +281,8 @@ class Pipeline:
     async def _work(self, item: Item, work: Work) -> tuple[Ack, Failure | None]:
         if isinstance(work, Command):
             command = work
+            if command.kind == SPEND_KIND:  # what was spent is told also while the budget or the provider says no
+                return await self._write(item, EmbeddedCommand(command))
             return await self._write(
                 item, await self._retrying(item, "embed", "embedder", lambda: self._stages.embed_command(command))
             )

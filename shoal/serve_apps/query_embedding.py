@@ -21,6 +21,7 @@ from shoal.embeddings.service import EmbeddingService
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.records import Vector
 from shoal.serve_apps.query_vectors import DEADLINE_S, Embed
+from shoal.serve_apps.spending import open_keeper
 from shoal.settings import Settings
 
 CACHE_BYTES_MAX = 64 * 1024 * 1024
@@ -37,6 +38,7 @@ class QueryEmbedder:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._services: dict[str, EmbeddingService] = {}
+        self._spending = open_keeper(settings)
         self._loading = asyncio.Lock()
         # The model that new collections get is most likely the one: the first question shall not be the slow one.
         self._warming = asyncio.create_task(self._warm_up())
@@ -52,6 +54,7 @@ class QueryEmbedder:
         await self._warming
         for service in self._services.values():
             await service.close()
+        await asyncio.to_thread(self._spending.close)
 
     async def _warm_up(self) -> None:
         """A failure here is no reason to refuse service: the first question will say what it is."""
@@ -66,7 +69,10 @@ class QueryEmbedder:
                 raise ConfigurationError(f"this replica already holds {MODELS_MAX} models; restart it to load {name}")
             model = await asyncio.to_thread(create_model, self._settings, name)
             cache = EmbeddingCache(None, CACHE_BYTES_MAX)
-            service = EmbeddingService(model, cache, linger_s=0.0, give_up_s=DEADLINE_S)
+            service = EmbeddingService(
+                model, cache, linger_s=0.0, give_up_s=DEADLINE_S,
+                on_charges=self._spending.charged, may_spend=self._spending.gate(name),
+            )  # fmt: skip
             self._services[name] = service
             return service
 

@@ -129,5 +129,10 @@ def read_spend(uri: str, storage_options: dict[str, str], since: str = "", until
     return sorted(map(spend_row, rows), key=lambda row: row.key)
 
 
+def read_books(uri: str, storage_options: dict[str, str], since: str) -> list[tuple[SpendKey, dict[str, Counts]]]:
+    """The counts of each book, as a keeper of one of them wants them. Raises as `read_spend` does."""
+    return [(row.key, row.books) for row in read_spend(uri, storage_options, since)]
+
+
 def _invalid(message: str) -> BadDocument:
     return BadDocument(DeadReason.SCHEMA_INVALID, message)

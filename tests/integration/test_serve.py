@@ -69,6 +69,7 @@ class Place:
                 for entry in journal.open_entries(self.settings.command_topic, 0, 1, 0)
                 if entry.value
             ]
+        found = [body for body in found if body.kind != "spend"]  # what the warm-up of the query embedder cost
         batch = [
             EmbeddedCommand(
                 body.to_command(Position("c", self.settings.command_topic, 0, number, 0), None),

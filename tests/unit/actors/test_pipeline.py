@@ -388,6 +388,15 @@ async def test_a_bug_is_not_swallowed() -> None:
         await line.run(item())
 
 
+async def test_what_was_spent_is_told_while_the_embedder_embeds_nothing() -> None:
+    stages = FakeStages()
+    stages.script["embed"] = stages.script["embed_command"] = [TransientError("the budget is spent", 60.0)]
+    telling = Command(message().position, "s1", "spend", "scraper", "{}", "e", datetime(2026, 1, 1, tzinfo=UTC))
+    line, _ = pipeline(stages, lambda _: [telling])
+    await line.run(item())
+    assert stages.names() == ["write"]
+
+
 async def test_a_bad_record_found_by_any_stage_is_a_dead_letter_and_no_bug() -> None:
     command = Command(message().position, "c1", "fix", "scraper", "{}", "me", datetime(2026, 1, 1, tzinfo=UTC))
     stages = FakeStages()
