@@ -74,9 +74,10 @@ class Rest:
         self._embedder = embedder
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
+        from shoal.serve_apps.cost import Costs
         from shoal.serve_apps.rest import create_rest
 
-        return create_rest(_service(self._settings, self._embedder), stamps=False)
+        return create_rest(_service(self._settings, self._embedder), stamps=False, costs=Costs(self._settings))
 
 
 class Mcp:

@@ -279,6 +279,36 @@ INGEST: Responses = {
 }
 
 
+_SPENT = {
+    "usd": 0.0164, "requests": 12, "failed_requests": 1, "texts": 1024, "tokens": 900_000, "failed_tokens": 80_000,
+    "unpriced_tokens": 0,
+}  # fmt: skip
+COST: Responses = {
+    200: _json(
+        {
+            "by": ["source", "dataset"],
+            "since": "2025-01-20",
+            "until": "2025-01-20",
+            "currency": "USD",
+            "rows": [{"source": "NYISO", "dataset": "nyiso_load_forecast", **_SPENT}],
+            "total": _SPENT,
+            "recorded_through": "2025-01-20T14:30:04Z",
+            "at": "2025-01-20T14:30:09Z",
+            "warnings": [],
+            "budget": {
+                "level": "ok",
+                "spent_day_usd": 0.0164,
+                "limit_day_usd": 5.0,
+                "spent_month_usd": 1.25,
+                "limit_month_usd": None,
+            },
+        },
+        "Tokens are exact; `usd` leaves out `unpriced_tokens`, and is null where nothing of a row has a price.",
+    ),
+    422: PROBLEM,
+}
+
+
 def name_components(app: FastAPI) -> None:
     """Adds the parts of bodies that refer to themselves (filters) to the OpenAPI document of `app`."""
     made = app.openapi
