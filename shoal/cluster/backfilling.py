@@ -114,7 +114,7 @@ class Directory:
         self._publisher = None if self._in_place else Publisher(settings)
 
     def after(self, name: str) -> Iterator[Found]:
-        for path in _walk(self._root):
+        for path in walk(self._root):
             relative = path.relative_to(self._root).as_posix()
             if _order(relative) <= _order(name) and name:
                 continue
@@ -148,7 +148,7 @@ def _order(relative: str) -> tuple[str, ...]:
     return tuple(relative.split("/"))
 
 
-def _walk(directory: Path) -> Iterator[Path]:
+def walk(directory: Path) -> Iterator[Path]:
     """Everything under `directory` that is no directory, in the order of `_order`. Raises ConfigurationError where
     a directory can't be listed: its files would be left out in silence."""
     try:
@@ -158,7 +158,7 @@ def _walk(directory: Path) -> Iterator[Path]:
         raise ConfigurationError(f"{directory}: {error.strerror}") from error
     for name, is_directory in names:
         if is_directory:
-            yield from _walk(directory / name)
+            yield from walk(directory / name)
         else:
             yield directory / name
 

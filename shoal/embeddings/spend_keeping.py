@@ -62,8 +62,6 @@ class Gathered:
         if day != self._day:
             self._day, self._seen = day, set()
         for charge in charges:
-            if charge.model.startswith(_UNCOUNTED):
-                continue
             key = _key(charge, day)
             if key not in self._seen:
                 if len(self._seen) < KEYS_PER_DAY_MAX:
@@ -144,6 +142,9 @@ class SpendKeeper:
 
     def charged(self, charges: Sequence[Charge]) -> None:
         """The service's `on_charges`."""
+        charges = [charge for charge in charges if not charge.model.startswith(_UNCOUNTED)]
+        if not charges:
+            return
         with self._lock:
             self._gathered.add(charges, day_of(self._now()))
         self._start()
