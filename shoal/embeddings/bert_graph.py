@@ -99,7 +99,8 @@ def quantised_graph(graph: bytes, scratch: Path) -> bytes:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     model = onnx.load_from_string(graph)
-    model.metadata_props.add(key="onnx.quant.pre_process", value="none is needed: the operators are fused already")
+    # Its preparations (fusing operators, inferring shapes) are done or can't be: without this mark it advises them.
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory(dir=scratch, prefix=".quantising-") as directory:
         path = Path(directory) / "graph.onnx"
         quantize_dynamic(

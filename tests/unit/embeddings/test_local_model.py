@@ -299,11 +299,14 @@ def test_weights_that_are_no_numbers_give_no_vector(tmp_path: Path) -> None:
         LocalModel(mine, "local:mine", tmp_path / "graphs", threads=1).embed(["wind"])
 
 
-def test_the_quantised_model_is_one_of_its_own_and_close_to_the_other(model: LocalModel, graphs: Path) -> None:
+def test_the_quantised_model_is_one_of_its_own_and_close_to_the_other(
+    model: LocalModel, graphs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     quantised = LocalModel(DIRECTORY, "local:all-MiniLM-L6-v2@int8", graphs, threads=1, is_quantised=True)
     texts = ["forecast of tomorrow's electricity demand", "login with a bearer token", "ein Fluß, 東京", "wind " * 120]
     vectors = quantised.embed(texts)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert "pre-processing" not in caplog.text  # advice that nobody who runs it could follow
     cosines = (vectors * model.embed(texts)).sum(axis=1)
     assert (cosines > 0.97).all()
     assert (cosines < 0.99999).any()
