@@ -132,6 +132,7 @@ class Settings(BaseSettings):
         0.1, ge=0.01, le=0.9,
         description="Of the provider's limits, kept for queries where its headers don't tell what is left.",
     )  # fmt: skip
+    model_dir: Path | None = Field(None, description="A sentence-transformers BERT directory instead of the package.")
     openai_embedding_dimensions: int = Field(
         0, ge=0, le=65_536,
         validation_alias=_names(
@@ -177,7 +178,9 @@ class Settings(BaseSettings):
     embedding_document_prefix: str | None = Field(
         None, max_length=2000, description="Put before each chunk; unset and empty as with the query's."
     )
-    model_dir: Path | None = Field(None, description="A sentence-transformers BERT directory instead of the package.")
+    local_quantized: bool = Field(
+        False, description="The local model with int8 weights, new collections: less work, vectors of their own kind."
+    )
     embedding_threads: int = Field(0, ge=0, description="Threads of the local model; 0: the cores of this machine.")
     embedding_cache_bytes_max: int = Field(1024 * MIB, ge=MIB, description="Size of the embedding cache on disk.")
 

@@ -87,7 +87,7 @@ def default_model_name(settings: Settings) -> str:
             from shoal.embeddings.local_model import PACKAGE_MODEL
 
             model = settings.model_dir.expanduser().resolve().name if settings.model_dir else PACKAGE_MODEL
-            name = ModelName("local", model)
+            name = ModelName("local", model, is_quantised=settings.local_quantized)
     full = ModelName(name.provider, name.model, name.dimensions, name.is_quantised, _own_prefixes(settings, name).name)
     if parse(str(full)) != full:
         raise ConfigurationError(f"a model can't be called {model!r}: its name ends like a part of ours ({full})")
@@ -108,7 +108,8 @@ def create_model(settings: Settings, name: str | None = None, *, width: int | No
 
             directory = model_directory(settings, parsed.model)
             bare = str(ModelName("local", parsed.model, is_quantised=parsed.is_quantised))
-            model = LocalModel(directory, bare, settings.home / "models", settings.embedding_threads)
+            graphs, threads = settings.home / "models", settings.embedding_threads
+            model = LocalModel(directory, bare, graphs, threads, is_quantised=parsed.is_quantised)
         case "openai":
             from shoal.embeddings.openai_model import OpenAIModel
 

@@ -42,6 +42,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         ),
         ({"openai_api_key": "sk-x", "embedding_provider": "local"}, "local:all-MiniLM-L6-v2", 384),
         ({"embedding_provider": "hash"}, "hash:64", 64),
+        ({"local_quantized": True}, "local:all-MiniLM-L6-v2@int8", 384),
         ({"azure_openai_endpoint": "https://x.openai.azure.com"}, "openai:text-embedding-3-small", 1536),
         ({"openai_api_key": "sk-x", "openai_embedding_dimensions": 512}, "openai:text-embedding-3-small@512", 512),
         ({"openai_api_key": "sk-x", "openai_embedding_dimensions": 1536}, "openai:text-embedding-3-small", 1536),
