@@ -22,8 +22,7 @@ def test_a_smoke_run_measures_every_figure_that_has_a_budget(tmp_path: Path, mon
     missing = {budget.figure for budget in read_budgets(embedder.BUDGETS)} - figures.keys()
     assert missing == {f"{tier}_first_minute" for tier in embedder.TIERS}, "which takes a minute"
     assert figures["tier1_refused_share"] == 0
-    assert figures["tier1_share"] > 0
-    assert figures["queries_queries"] > 0
+    assert min(figures[name] for name in ("queries_queries", "cpu_cpu_vs_bare", "local_chunks_vs_plain")) > 0
 
 
 def test_a_scenario_that_is_none_is_refused_with_the_names_there_are(
