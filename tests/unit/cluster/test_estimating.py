@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
@@ -32,6 +32,7 @@ def run(tmp_path: Path) -> Run:
 # --- the arithmetic -------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_who_samples_everything_knows_it_exactly(values: list[float]) -> None:
     whole = by_mean(len(values), values)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.embeddings.budget import Budget
@@ -133,6 +133,7 @@ def test_what_costs_nothing_is_never_refused_and_what_nobody_knows_the_price_of_
     assert Budget(SHIPPED).refusal(SMALL, "live", 10**12, NOW) is None  # no limit
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, DOLLAR), max_size=60))
 def test_never_more_is_let_through_than_the_limit(texts: list[int]) -> None:
     budget, let_through = Budget(SHIPPED, limit_day_usd=2.0), 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.errors import BadDocument
@@ -57,6 +57,7 @@ requests = st.lists(
 )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(requests, st.randoms(use_true_random=False))
 def test_the_ledger_adds_up_to_the_requests_sent_however_it_is_told(
     sent: list[tuple[str, str, Counts]], rng: random.Random
@@ -88,6 +89,7 @@ def test_the_ledger_adds_up_to_the_requests_sent_however_it_is_told(
     assert len(rows) == len(wanted)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=4), min_size=5, max_size=5), st.lists(st.text(max_size=4), min_size=5, max_size=5))
 def test_two_keys_never_share_a_row(one: list[str], other: list[str]) -> None:
     first, second = spend_key(DAY, *one), spend_key(DAY, *other)
