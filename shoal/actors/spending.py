@@ -10,6 +10,7 @@ from shoal.settings import Settings
 from shoal.sources.command_sender import CommandSender
 from shoal.sources.kafka import open_producer
 from shoal.spending import SPEND_KIND
+from shoal.store.place import current
 from shoal.store.spending import read_books
 from shoal.store.writing import storage_options
 
@@ -20,5 +21,5 @@ def open_keeper(settings: Settings) -> SpendKeeper:
     return keeper_of(
         settings,
         partial(sender.send, SPEND_KIND, SCRAPER_COLLECTION, actor="embedder"),
-        partial(read_books, settings.tables_uri, storage_options(settings)),
+        lambda since: read_books(current(settings).tables_uri, storage_options(settings), since),
     )

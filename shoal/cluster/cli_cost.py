@@ -86,11 +86,12 @@ def estimate(
     from shoal.cluster.estimating import estimate_collection, estimate_path
     from shoal.cluster.output import Format, emit_json, err
     from shoal.embeddings.models import default_model_name
+    from shoal.store.place import current
     from shoal.store.writing import collection_model, storage_options
 
     if bool(path) == bool(collection):
         raise ConfigurationError("name one of the two: --path PLACE, or --collection NAME")
-    form, settings = format_of(output), settings_with(data_dir=data_dir)
+    form, settings = format_of(output), current(settings_with(data_dir=data_dir))
     options = storage_options(settings)
     stored = collection_model(settings.tables_uri, options, collection or "scraper")
     model = to or (stored[0] if stored is not None else default_model_name(settings))

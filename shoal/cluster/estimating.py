@@ -140,7 +140,9 @@ def _hours(
 
         per_min, requests_per_min = settings.openai_tokens_per_minute, settings.openai_requests_per_minute
         by_tokens = tokens.scaled(1 / per_min / 60)
-        requests = max(tokens.total / OpenAIModel.batch_tokens_max, texts.total / (settings.openai_batch_inputs_max or 256))
+        requests = max(
+            tokens.total / OpenAIModel.batch_tokens_max, texts.total / (settings.openai_batch_inputs_max or 256)
+        )
         by_requests = Estimate(requests / requests_per_min / 60)
         slower = max(by_tokens, by_requests, key=lambda each: each.total)
         return slower, (

@@ -30,7 +30,7 @@ from shoal.store.generations import COPY, Generation, Handover, active, generati
 from shoal.store.mirroring import Difference, Page, difference, everything, opened, pages, refresh, texts_of
 from shoal.store.place import at
 from shoal.store.rows import Row, check_vectors
-from shoal.store.schemas import FIXES_TABLE, JOBS_TABLE, TableKind, metadata_table, table_uri, vectors_table
+from shoal.store.schemas import FIXES_TABLE, JOBS_TABLE, SPEND_TABLE, TableKind, metadata_table, table_uri, vectors_table
 from shoal.store.state_files import read_state, write_state
 from shoal.store.tables import CommitRefused, FencedTable
 from shoal.store.writing import TableWriter, storage_options
@@ -120,6 +120,7 @@ def uris(uri: str) -> dict[TableKind, str]:
         "vectors": table_uri(uri, vectors_table(SCRAPER_COLLECTION)),
         "fixes": table_uri(uri, FIXES_TABLE),
         "jobs": table_uri(uri, JOBS_TABLE),
+        "spend": table_uri(uri, SPEND_TABLE),
     }
 
 

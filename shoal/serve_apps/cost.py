@@ -23,6 +23,7 @@ from shoal.serve_apps.models import Name, Request, Text
 from shoal.serve_apps.times import time_bound
 from shoal.settings import Settings
 from shoal.spending import Counts, SpendKey, day_of
+from shoal.store.place import current
 from shoal.store.spending import SpendRow, read_spend
 from shoal.store.writing import storage_options
 
@@ -155,7 +156,7 @@ class Costs:
         """Blocking. Raises InvalidParameter, TransientError, ConfigurationError."""
         asked, settings = CostQuery.read(parameters), self._settings
         first, month = asked.first_day(now), day_of(now)[:8] + "01"
-        rows = read_spend(settings.tables_uri, storage_options(settings), min(first, month))
+        rows = read_spend(current(settings).tables_uri, storage_options(settings), min(first, month))
         last = asked.until or "9999"
         found = report((row for row in rows if first <= row.key.day <= last), self._prices, asked, now)
         budget = Budget(self._prices, settings.budget_day_usd, settings.budget_month_usd)

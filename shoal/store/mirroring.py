@@ -36,10 +36,11 @@ _WRITTEN: Mapping[TableKind, tuple[str, ...]] = {
         "id", "count", "merged_into", "marked_wrong_by", "outcome", "summary", "error_message", "error_type",
         "reported_at",
     ),
+    "spend": ("key", "requests", "failed_requests", "texts", "tokens", "failed_tokens", "updated_at"),
     "jobs": ("command_id", "status", "error", "applied_at"),
 }  # fmt: skip
 """First the name that rows are compared under, then what is different where a row was written anew."""
-KEYED: tuple[TableKind, ...] = ("fixes", "jobs")
+KEYED: tuple[TableKind, ...] = ("fixes", "spend", "jobs")
 """The tables beside metadata and chunks, row by row by key. Jobs are committed last, as in every batch."""
 _BITS = (1 << 64) - 1
 
