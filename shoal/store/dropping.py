@@ -25,6 +25,7 @@ from shoal.store.generations import Generation, generation_uri
 from shoal.store.schemas import (
     FIXES_TABLE,
     JOBS_TABLE,
+    SPEND_TABLE,
     METADATA_KEY,
     literal,
     metadata_table,
@@ -46,7 +47,7 @@ def drop(settings: Settings, options: dict[str, str], one: Generation, used: Gen
     elif signpost.fence.moved_to != used.number:
         _point(signpost, used.number, used.turn)
     reach("migration.dropping")
-    names = [vectors_table(SCRAPER_COLLECTION), FIXES_TABLE, JOBS_TABLE]  # the chunks first: without them it is none
+    names = [vectors_table(SCRAPER_COLLECTION), FIXES_TABLE, SPEND_TABLE, JOBS_TABLE]  # the chunks first: without them it is none
     if one.number == 1:
         _empty(signpost)
     else:
