@@ -33,7 +33,18 @@ POINTS = (
     "fetcher.after_download",
     "embedder.after_call",
 )
-"""Every point there is; a test holds them against the code."""
+"""What a campaign arms; with those below, every point there is: a test holds them against the code."""
+MIGRATION_POINTS = (
+    "mirror.before_chunks",
+    "mirror.after_chunks",
+    "mirror.after_metadata",
+    "handover.before",
+    "handover.after",
+    "migration.after_call",
+    "migration.holding",
+    "migration.dropping",
+)
+"""In a change of the model, which no campaign makes."""
 
 _directory = os.environ.get(DIRECTORY_VARIABLE)
 

@@ -29,6 +29,8 @@ from shoal.faults import reach
 from shoal.metrics import WriterStatistics
 from shoal.records import Ack, Embedded, Failure, Outcome, Progress, Writable
 from shoal.settings import Settings
+from shoal.store.place import generation_to_open
+from shoal.store.schemas import CollectionFacts
 from shoal.store.writing import TableWriter, storage_options
 
 Result = TypeVar("Result")
@@ -157,13 +159,19 @@ class Writer:
         settings = self._settings
 
         def open_tables() -> TableWriter:
+            place = generation_to_open(settings, CollectionFacts(self._model, self._width))
+            if place.facts.model != self._model and place.turn:
+                raise TransientError(
+                    f"the collection has moved to {place.facts.model}: the supervisor starts ingest anew with it"
+                )
             return TableWriter.open(
-                settings.tables_uri,
+                place.uri,
                 storage_options(settings),
                 self._model,
                 self._width,
                 settings=settings,
                 now=datetime.now(UTC),
+                role=place.role,
             )
 
         self._tables = await self._on_tables(open_tables, UPKEEP_S)  # opening may build indexes

@@ -29,6 +29,7 @@ from shoal.sources.dead_letter_log import open_dead_letters
 from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX
 from shoal.sources.kafka import open_producer
 from shoal.store.erasure import documents_of, stand_of, target_of
+from shoal.store.place import current, has_another
 from shoal.store.purging import HOLD, Request, gone_by, holding, is_purged, request_purge
 from shoal.store.writing import storage_options
 
@@ -84,6 +85,12 @@ def erase(
         raise ConfigurationError("erase what? Name documents by id, or --dataset D (with --before T), not both")
     if before is not None and not dataset:
         raise ConfigurationError("--before belongs to --dataset")
+    if has_another(settings):
+        raise ConfigurationError(
+            "the collection has a second generation of tables, with another model, which would hold the documents "
+            "still: remove it first (`shoal migrate-model scraper --drop`, or --cancel while it is being built)"
+        )
+    settings = current(settings)
     file = StateFile(settings.home / "erasures", {"ids": sorted(set(ids)), "dataset": dataset, "before": before})
     earlier = _recalled(file)
     target = target_of(settings, _joined(earlier.ids, ids or documents_of(settings, dataset, before)))

@@ -21,6 +21,7 @@ from shoal.sources.commands import command_id, command_message
 from shoal.sources.kafka import open_producer
 from shoal.store.index_requests import COLUMNS
 from shoal.store.index_state import STATE
+from shoal.store.place import current
 from shoal.store.state_files import read_state
 
 FLUSH_S = 30.0
@@ -108,7 +109,7 @@ def request(
 
 
 def _state(settings: Settings) -> dict[str, Any] | None:
-    found = read_state(settings, STATE)
+    found = read_state(current(settings), STATE)
     return found if isinstance(found, dict) else None
 
 

@@ -29,6 +29,7 @@ from shoal.sources.messages import RawMessage, parse_message
 from shoal.sources.s3_events import is_s3_event_id
 from shoal.store.audit import FINDINGS_KEPT_MAX, Audit, Finding, Kind, Report, Span, differing
 from shoal.store.audit_rows import TablesSnapshot
+from shoal.store.place import current
 from shoal.store.retention import Retention
 from shoal.store.writing import storage_options
 
@@ -81,7 +82,7 @@ def look(
         topics = reader.existing((*settings.kafka_topics, settings.command_topic))
         dead_topics = reader.existing(topic + DEAD_LETTER_SUFFIX for topic in topics)
         done = reader.committed([each.key for each in reader.whole(topics)])
-        snapshot = TablesSnapshot.open(settings.tables_uri, storage_options(settings))
+        snapshot = TablesSnapshot.open(current(settings).tables_uri, storage_options(settings))
         state = (dict(done), snapshot.fence.commit_sequence if snapshot else None)
         for (cluster, topic, partition), offset in (snapshot.fence.positions() if snapshot else {}).items():
             if cluster == where.cluster:

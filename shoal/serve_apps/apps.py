@@ -27,6 +27,10 @@ REST = "rest"
 
 EMBEDDER = "QueryEmbedder"
 
+WARM_S = 60.0
+"""How long the query embedder may take to load the other model of a collection that has moved. The index that was left
+answers meanwhile."""
+
 HEALTH_CHECK_PERIOD_S = 1.0
 """Serve notices a dead replica only when it asks it; its default of 10 s would be two thirds of a recovery."""
 
@@ -56,9 +60,14 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
     from shoal.store.state_files import read_state
     from shoal.store.writing import storage_options
 
+    vectors = QueryVectors(embed_through(embedder))
+
+    async def warm(index: SearchIndex) -> None:
+        await vectors.answers(index.model, WARM_S)  # the model is loaded before it is needed; or said why not
+
     return SearchService(
-        IndexProvider(partial(SearchIndex.open, settings.tables_uri, storage_options(settings), settings=settings)),
-        QueryVectors(embed_through(embedder)),
+        IndexProvider(partial(SearchIndex.open_current, settings, storage_options(settings)), warm=warm),
+        vectors,
         Commands(partial(open_producer, settings), settings.command_topic),
         partial(read_state, settings, "status.json"),
         Defaults.of(settings),

@@ -81,8 +81,10 @@ log = logging.getLogger("shoal.store")
 class Maintenance:
     """What is due on the tables of one writer. `committed` and `reopened` tell it what the writer did."""
 
-    def __init__(self, tables: dict[TableKind, FencedTable], settings: Settings) -> None:
+    def __init__(self, tables: dict[TableKind, FencedTable], settings: Settings, *, keeps_states: bool = True) -> None:
+        """`keeps_states`: for `as_of`; those of a copy were never the collection's."""
         self._tables = tables
+        self._keeps_states = keeps_states
         self._uri = tables["metadata"].uri.rpartition("/")[0]
         self._compact_commits = settings.compact_commits
         self._cleanup_age = timedelta(seconds=settings.cleanup_age_s)
@@ -201,7 +203,7 @@ class Maintenance:
                 self._steps.append(partial(self._fold, kind))
                 if kind == building:  # what the build holds back of it
                     self._held_back.add(kind)
-        if (
+        if self._keeps_states and (
             self._snapshots_at is None
             or self._snapshots.is_learning
             or now - self._snapshots_at >= self._snapshots.interval

@@ -223,6 +223,8 @@ class Past(Generic[T]):
         if not rows:  # the version that made the table holds none yet
             return None
         fence = Fence.from_json(rows[0]["fence"])
+        if fence.is_copy:  # the collection was in other tables then
+            return None
         seen = self._looks[kind, version] = Look(fence.commit_sequence, fence.committed_at)
         while len(self._looks) > FENCES_MAX:
             self._looks.popitem(last=False)

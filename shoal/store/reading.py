@@ -103,6 +103,8 @@ class Tables:
         self._view: View | None = None
         self._viewed_at = 0.0
         self._generation = 0
+        self._turn = 0
+        self.is_left = False  # the collection was moved to other tables: generations.py
         self._torn_at = -1  # the chunk table's sequence whose other half was waited for in vain
         self._index_rows: dict[TableKind, tuple[float, int]] = {}  # when looked at, rows in the vector index
         self.tunings = Tunings(lambda: None)
@@ -119,8 +121,10 @@ class Tables:
         refresh_interval_s: float,
         *,
         settings: Settings | None = None,
+        turn: int = 0,
     ) -> Tables:
-        """Opens the metadata and chunk tables. `settings`: for the bounds of the caches. Raises TransientError while
+        """Opens the metadata and chunk tables. `settings`: for the bounds of the caches. `turn`: in which the
+        collection came to these tables. Raises TransientError while
         the tables don't exist."""
         session = session_of(settings or Settings.model_construct())
         options = dict(storage_options) or None
@@ -128,6 +132,7 @@ class Tables:
             lambda where: lancedb.connect_async(where, storage_options=options, session=session), uri
         )
         tables = cls(connection, uri, collection, refresh_interval_s)
+        tables._turn = turn
         await tables.handle("vectors")
         schema = await (await tables.handle("metadata")).schema()
         tables.facts = collection_facts(schema)
@@ -162,6 +167,7 @@ class Tables:
             # Chunks are committed before their metadata. So where the chunk table, looked at last, is not
             # ahead of the metadata table, nothing of one batch is in the first and missing in the second.
             metadata = await self._latest("metadata")
+            self.is_left = bool(metadata.moved_to) and metadata.turn > self._turn
             vectors = await self._latest("vectors")
             settled = vectors.commit_sequence <= metadata.commit_sequence
             if settled or vectors.commit_sequence == self._torn_at:
@@ -208,6 +214,7 @@ class Tables:
                 opened = await _guarded(self._connection.open_table, name)
                 schema = await _guarded(lambda table: table.schema(), opened)
             except _VanishedError as error:
+                self.is_left = True  # dropped, perhaps: whoever looks for the collection again finds out
                 raise TransientError(f"no tables yet: {name} does not exist at {self._uri}", 1.0) from error
             if kind in self._handles:  # somebody else opened it meanwhile: keep one handle per table
                 opened.close()

@@ -28,6 +28,7 @@ from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
 from shoal.store.cursors import CursorError, OffsetCursor, decode, encode, fingerprint
 from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
+from shoal.store.generations import active
 from shoal.store.past import Past, is_past_cursor
 from shoal.store.query_recorder import QueryRecorder
 from shoal.store.ranked import CHUNKS_MAX, METADATA_ROW, WEIGHTS, rows_among
@@ -73,18 +74,36 @@ class SearchIndex:
         collection: str = SCRAPER_COLLECTION,
         refresh_interval_s: float | None = None,
         settings: Settings | None = None,
+        turn: int = 0,
     ) -> SearchIndex:
         """Opens the tables under `uri`. With `settings` it keeps a sample of its questions for whoever measures
-        recall, and follows what was measured. Raises TransientError while the tables don't exist."""
+        recall, and follows what was measured. `turn`: of the generation at `uri`. Raises TransientError while the
+        tables don't exist."""
         if refresh_interval_s is None:
             refresh_interval_s = _REFRESH_REMOTE_S if "://" in uri else _REFRESH_S
-        tables = await Tables.open(uri, storage_options or {}, collection, refresh_interval_s, settings=settings)
+        tables = await Tables.open(
+            uri, storage_options or {}, collection, refresh_interval_s, settings=settings, turn=turn
+        )
         index = cls(tables)
         if settings is not None:
             tables.tunings = Tunings(partial(read_state, settings, RECALL_FILE))
             write, remove = partial(write_state, settings), partial(remove_state, settings)
             index._recorder = QueryRecorder(settings.recall_queries, tables.facts.width, write, remove)
         return index
+
+    @classmethod
+    async def open_current(cls, settings: Settings, storage_options: dict[str, str]) -> SearchIndex:
+        """The index of the generation of the collection that is in use. Raises as `open` does."""
+        root = settings.tables_uri
+        used = await asyncio.to_thread(active, root, storage_options)
+        uri, turn = (root, 0) if used is None else (used.uri, used.turn)
+        own = settings.model_copy(update={"lancedb_path": uri})  # what was measured lies beside the tables
+        return await cls.open(uri, storage_options, settings=own, turn=turn)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the collection has moved to another generation of tables, as far as the last refresh saw."""
+        return self._tables.is_left
 
     async def close(self) -> None:
         if self._recorder is not None:

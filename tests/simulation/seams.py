@@ -26,7 +26,7 @@ from shoal import faults
 from shoal.actors import embedder, fetcher, reader, stages, writer
 from shoal.embeddings import service  # noqa: F401 - loaded, so that it is changed
 from shoal.sources.objects import ObjectReader
-from shoal.store import writing
+from shoal.store import generations, writing
 from tests.simulation.broker import Broker, Consumer, Producer
 from tests.simulation.kernel import EPOCH_S, BatonThread, Killed, World, here
 from tests.simulation.systems import Cache, Extractor, Model, Store, Systems
@@ -151,6 +151,7 @@ def seams(world: World, broker: Broker, storage: Storage, systems: Systems, get_
         fetcher: {"ExtractionPool": Extractor, "ObjectReader": lambda settings: ObjectReader(settings, Store(systems))},
         embedder: {"EmbeddingCache": lambda *_: Cache(systems), "create_model": lambda *_, **__: Model(systems)},
         writing: {"FencedTable": SimulatedTable, "Maintenance": SimulatedMaintenance, "Retention": NothingExpires},
+        generations: {"FencedTable": SimulatedTable},
         writer: {},
     }
     undo: list[Callable[[], None]] = []
