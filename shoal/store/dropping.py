@@ -25,8 +25,8 @@ from shoal.store.generations import Generation, generation_uri
 from shoal.store.schemas import (
     FIXES_TABLE,
     JOBS_TABLE,
-    SPEND_TABLE,
     METADATA_KEY,
+    SPEND_TABLE,
     literal,
     metadata_table,
     table_uri,
@@ -47,7 +47,8 @@ def drop(settings: Settings, options: dict[str, str], one: Generation, used: Gen
     elif signpost.fence.moved_to != used.number:
         _point(signpost, used.number, used.turn)
     reach("migration.dropping")
-    names = [vectors_table(SCRAPER_COLLECTION), FIXES_TABLE, SPEND_TABLE, JOBS_TABLE]  # the chunks first: without them it is none
+    # The chunks first: without them it is none.
+    names = [vectors_table(SCRAPER_COLLECTION), FIXES_TABLE, SPEND_TABLE, JOBS_TABLE]
     if one.number == 1:
         _empty(signpost)
     else:
