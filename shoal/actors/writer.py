@@ -29,6 +29,7 @@ from shoal.faults import reach
 from shoal.metrics import WriterStatistics
 from shoal.records import Ack, Embedded, Failure, Outcome, Progress, Writable
 from shoal.settings import Settings
+from shoal.store.generations import MovedError
 from shoal.store.place import generation_to_open
 from shoal.store.schemas import CollectionFacts
 from shoal.store.writing import TableWriter, storage_options
@@ -211,6 +212,9 @@ class Writer:
         batch = [call.writable for call in calls]
         try:
             acks = await self._on_tables(lambda: tables.apply(batch, progress, datetime.now(UTC)), COMMIT_S)
+        except MovedError as error:
+            self._fail(calls, error)
+            raise  # the next call looks where the collection is: perhaps it came back, with the same model
         except ShoalError as error:  # the tables' state, whoever is in the batch
             self._fail(calls, error)
             return

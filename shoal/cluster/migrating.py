@@ -8,7 +8,7 @@ their next refresh, the supervisor starts ingest anew with the other model.
 
 No step keeps a place of its own: what is left to do is what differs. What was spent stands beside the copy, counted
 before it is spent, so that a bound holds over all runs. Blocking; one thread; the original is read, never written,
-but for the fence of its metadata (`Handover`). The copy has this process as its one writer, fenced like any.
+but for the fences of its metadata and jobs (`Handover`). The copy has this process as its one writer, fenced like any.
 """
 
 from __future__ import annotations
@@ -329,6 +329,7 @@ class Migration:
         handover.hold(self.now() + timedelta(seconds=HOLD_S))
         reach("migration.holding")
         try:
+            handover.settle(self.original["jobs"])
             found = self.look(with_pending_jobs=True)
             compared = self.original["metadata"].fence
             self._bring(found, in_haste=True)

@@ -186,7 +186,9 @@ class Supervisor:
             self._recall_place = used.uri
             watch, self._recall_watch = self._recall_watch, RecallWatch(at(self._settings, used.uri))
             await asyncio.to_thread(watch.end)
-        if (used.facts.model, used.facts.width) != (self._model, self._width) and self._draining is None:
+        # One that never moved and has another model than this service was started for is the writer's to refuse.
+        has_another = used.turn > 0 and (used.facts.model, used.facts.width) != (self._model, self._width)
+        if has_another and self._draining is None:
             log.warning("the collection has moved from %s to %s: ingest starts anew", self._model, used.facts.model)
             self._model, self._width = used.facts.model, used.facts.width
             self._posts = posts(self._settings, self._model, self._width)

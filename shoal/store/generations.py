@@ -147,8 +147,8 @@ def was_left_for(root: str, options: dict[str, str], one: Generation, used: Gene
 
 
 class Handover:
-    """The move of a collection from the tables it is in. It writes nothing but the fence of their metadata, each time
-    a commit that is refused where anybody wrote since; so what was compared is what is left."""
+    """The move of a collection from the tables it is in. It writes nothing but the fences of their metadata and
+    jobs, each time a commit that is refused where anybody wrote since; so what was compared is what is left."""
 
     def __init__(self, metadata: FencedTable) -> None:
         self._metadata = metadata
@@ -157,6 +157,12 @@ class Handover:
         """Ask the writer to wait until then, HOLD_S_MAX at most. A hint to it: no commit of its own is lost, nor is
         anything wrong where it does not wait. Raises CommitRefused, TransientError."""
         self._commit(replace(self._metadata.fence, held_until_ms=round(1000 * until.timestamp())))
+
+    def settle(self, jobs: FencedTable) -> None:
+        """From here on a commit of jobs whose batch came before the hold is refused, and its batch comes again. Jobs
+        are committed after the metadata: such a one would otherwise land where nobody looks. Raises as `hold` does."""
+        jobs.refresh()
+        jobs.commit((), replace(jobs.fence, token=uuid.uuid4().hex))
 
     def release(self) -> None:
         """The writer may go on. Raises as `hold` does."""

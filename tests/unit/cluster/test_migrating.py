@@ -21,6 +21,7 @@ from shoal.errors import ConfigurationError, FencedError, ShoalError, TransientE
 from shoal.records import Embedded, Outcome, Writable
 from shoal.serve_apps.index_provider import IndexProvider
 from shoal.settings import Settings
+from shoal.spending import Counts, entry, spend_key
 from shoal.store import dropping, generations, writing
 from shoal.store.dropping import drop
 from shoal.store.filters import QueryError
@@ -93,7 +94,7 @@ def holds(uri: str) -> dict[str, list[tuple[Any, ...]]]:
     """Everything but vectors, the model's name and what the writer says of itself."""
     found = {}
     for kind, name in (("metadata", "scraper_metadata"), ("vectors", "scraper_vectors"), ("fixes", "scraper_fixes"),
-                       ("jobs", "shoal_jobs")):  # fmt: skip
+                       ("jobs", "shoal_jobs"), ("spend", "shoal_spend")):  # fmt: skip
         table = FencedTable.open(kind, f"{uri}/{name}.lance", {})  # type: ignore[arg-type]
         assert table is not None
         columns = [column for column in table.schema.names if not column.endswith(("_embedding", "ding_model"))]
@@ -102,6 +103,7 @@ def holds(uri: str) -> dict[str, list[tuple[Any, ...]]]:
     return found
 
 
+SPENT = spend_key("2025-01-20", "openai:small", "scraper", "NYISO", "nyiso_load", "live")
 LOG: list[Writable] = [
     document("prod:ds:a", 0, content="wind and load", chunks=3),
     document("prod:ds:b", 1, content="prices of the day"),
@@ -113,6 +115,7 @@ LOG: list[Writable] = [
     document("prod:ds:a", 7, version="v2", content="wind again"),
     command("c1", "fix", {"scraper_name": "s", "summary": "use the other key"}, offset=0, text="KeyError"),
     command("c2", "unknown", {}, offset=1),
+    command("c3", "spend", {"book": "b1", "entries": [entry(SPENT, Counts(2, 1, 10, 5_000, 70))]}, offset=2),
 ]
 
 
@@ -122,6 +125,7 @@ def test_a_copy_holds_what_its_original_holds_with_vectors_of_its_own_model(plac
     migration.build()
     assert not migration.look()
     assert holds(migration.copy.uri) == holds(place.root)
+    assert len(holds(place.root)["shoal_spend"]) == 1
     chunks = rows(migration.copy.uri, "vectors", "scraper_vectors", ["content_summary", "content_embedding"])
     for text, stored in chunks:
         np.testing.assert_allclose(stored, HashModel(128).embed([text])[0], rtol=1e-6)
@@ -220,6 +224,31 @@ def test_the_switch_is_refused_where_the_original_was_written_to_since_it_was_co
     assert in_use(place.settings).number == 1
     assert migration.switch().number == 2
     assert holds(migration.copy.uri)["scraper_metadata"] == holds(place.root)["scraper_metadata"]
+
+
+def test_a_command_whose_record_is_on_its_way_at_the_switch_is_not_acknowledged(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = place.writer()
+    writer.apply(LOG, (), NOW)
+    migration = place.migration()
+    migration.build()
+    moments: list[str] = []
+
+    def switched_under_it(point: str) -> None:
+        if point == "writer.after_metadata" and not moments:
+            moments.append(point)
+            assert migration.switch().number == 2
+
+    monkeypatch.setattr(writing, "reach", switched_under_it)
+    late = [command("late", "unknown", {}, offset=9)]
+    with pytest.raises(MovedError):
+        writer.apply(late, (), NOW)
+    migration.close()
+    new = place.writer(in_use(place.settings))  # it is delivered again there
+    new.apply(late, (), NOW)
+    jobs = rows(migration.copy.uri, "jobs", "shoal_jobs", ["command_id"])
+    assert ("late",) in jobs
 
 
 def test_a_held_writer_waits_and_goes_on_when_the_hold_is_over(place: Place) -> None:
