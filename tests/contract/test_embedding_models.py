@@ -361,7 +361,12 @@ def test_a_text_of_openais_that_must_be_within_the_limit_is_not_counted_again(
     openai: OpenAIModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[str] = []
-    monkeypatch.setattr(openai, "_count", lambda text: counted.append(text) or 1)
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return 1
+
+    monkeypatch.setattr(openai, "_count", count)
     short, long = "x" * openai.max_input_tokens, "x" * (openai.max_input_tokens + 1)
     assert openai.embed([short, long]).shape == (2, 1536)
     assert counted == [long]
