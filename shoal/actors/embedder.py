@@ -19,6 +19,7 @@ import ray
 
 from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
+from shoal.actors.pipeline import EMBEDDED_KIND
 from shoal.actors.pulse import Pulse
 from shoal.actors.spending import open_keeper
 from shoal.embeddings.cache import EmbeddingCache
@@ -81,7 +82,7 @@ class Embedder:
 
     async def embed_command(self, command: Command) -> EmbeddedCommand:
         """A fix is found again by what went wrong; other commands carry no vector."""
-        if command.kind != "fix":
+        if command.kind != EMBEDDED_KIND:
             return EmbeddedCommand(command)
         body = orjson.loads(command.body)
         text = " ".join(str(body[name]) for name in FIX_TEXT_FIELDS if body.get(name))

@@ -118,14 +118,11 @@ class OpenAIModel:
         if not texts:
             return np.empty((0, self.width), np.float32)
         if kind == "query":
-            cut = self._count.truncate if isinstance(self._count, TokenCounter) else cl100k.truncate
-            texts = [cut(text, self.max_input_tokens) for text in texts]
-        counts = [self.count_tokens(text) for text in texts]
-        if max(counts) > self.max_input_tokens:
-            raise BadDocument(
-                DeadReason.EMBEDDING_REJECTED,
-                f"text of {max(counts)} tokens; {self.name} takes {self.max_input_tokens}",
-            )
+            texts = [self._cut(text) for text in texts]
+        counts = [self._at_most(text) for text in texts]
+        if (most := max(counts)) > self.max_input_tokens:
+            message = f"text of {most} tokens; {self.name} takes {self.max_input_tokens}"
+            raise BadDocument(DeadReason.EMBEDDING_REJECTED, message)
         self._meet()
         return np.concatenate(list(self._parts(texts, counts, kind)))
 
@@ -133,13 +130,25 @@ class OpenAIModel:
         """Closes the client's connections."""
         self._client.close()
 
+    def _cut(self, text: str) -> str:
+        if isinstance(self._count, TokenCounter):
+            return self._count.truncate(text, self.max_input_tokens)
+        return text if len(text.encode()) <= self.max_input_tokens else cl100k.truncate(text, self.max_input_tokens)
+
+    def _at_most(self, text: str) -> int:
+        """The tokens of `text`, or more where that is within the limit too: a token of OpenAI's is a byte at least, and
+        counting again what was counted for its batch costs more CPU than all else here. (Others' need exact counts.)"""
+        size = len(text.encode())
+        return size if self._is_openais and size <= self.max_input_tokens else self.count_tokens(text)
+
     def _parts(self, texts: list[str], counts: list[int], kind: Kind) -> Iterator[Matrix]:
         """The vectors of all texts, in as many requests as the server's limit of texts makes of them."""
         start = 0
         while start < len(texts):
             part = slice(start, start + self.batch_inputs_max)
             try:
-                answer = self._request(texts[part])
+                # Of OpenAI's models the estimate is what they bill: there is nothing to correct.
+                answer = self._request(texts[part], 0 if self._is_openais else sum(counts[part]))
             except _InputRefused as refusal:
                 limit = _BATCH_REFUSED.search(str(refusal))
                 if limit and 1 <= int(limit[1]) < self.batch_inputs_max:
@@ -200,19 +209,20 @@ class OpenAIModel:
         except _InputRefused:
             raise ConfigurationError(f"{self.name}: the server refuses every text: {refusal}") from refusal
 
-    def _request(self, texts: list[str]) -> Answer:
-        sent_at = self._clock()
+    def _request(self, texts: list[str], tokens: int = 0) -> Answer:
+        """`tokens`: our estimate, which the limiter has granted; what the server read corrects it."""
+        sent_at, used = self._clock(), 0
         try:
             headers, body = self._post(texts)
         except openai.OpenAIError as error:
-            self._translate(error)
+            self._translate(error, sent_at)
         except httpx2.TimeoutException as error:
             raise TransientError(f"{self.name}: the answer was not complete within {_TIMEOUT_S:.0f} s") from error
         except httpx2.HTTPError as error:
             raise TransientError(f"{self.name}: the answer broke off ({type(error).__name__})") from error
-        self.limiter.answered(headers, self._clock(), sent_at=sent_at)
         try:
             answer = read_answer(body, len(texts))
+            used = answer.tokens_read or 0
         except UnusableVector as error:
             raise _InputRefused(f"in the server's answer {error}", is_proven=False) from None
         except WrongAnswer as error:
@@ -221,6 +231,8 @@ class OpenAIModel:
             raise TransientError(
                 f"{self.name}: the server's answer is no list of embeddings: {self._plain(str(error))}"
             ) from None
+        finally:
+            self.limiter.answered(headers, self._clock(), sent_at=sent_at, tokens=tokens, used=used)
         self._check(answer)
         return answer
 
@@ -279,7 +291,7 @@ class OpenAIModel:
         words = " ".join(words.split())[:200]
         return words.replace(self._client.api_key, "***")
 
-    def _translate(self, error: openai.OpenAIError) -> NoReturn:
+    def _translate(self, error: openai.OpenAIError, sent_at: float) -> NoReturn:
         name = self.name
         if isinstance(error, openai.APITimeoutError):
             raise TransientError(f"{name}: no answer within {_TIMEOUT_S:.0f} s") from error
@@ -293,7 +305,7 @@ class OpenAIModel:
                 raise ConfigurationError(f"{name}: the account's quota is used up: see its billing page") from error
             case 429:
                 retry_after_s = _retry_after_s(headers)
-                self.limiter.throttled(headers, retry_after_s, self._clock())
+                self.limiter.throttled(headers, retry_after_s, self._clock(), sent_at=sent_at)
                 raise TransientError(f"{name}: rate limit reached", retry_after_s) from error
             case 401 | 403:  # the server's own words hold a part of the key
                 setting = "AZURE_OPENAI_API_KEY" if self._is_azure else "OPENAI_API_KEY"

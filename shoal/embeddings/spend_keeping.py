@@ -17,6 +17,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -130,6 +131,7 @@ class SpendKeeper:
         self._is_closed = False
         self._is_known = not budget.is_limited
         self._level: Level = "ok"
+        self._refused_until: datetime | None = None
         self._flush_at = self._look_at = 0.0
         self._forgotten = ""
         self._is_told = True
@@ -161,6 +163,7 @@ class SpendKeeper:
                 refused = self._budget.refusal(model, purpose.lane, tokens, now)
                 is_known = self._is_known or not self._budget.costs(model, purpose.lane, now)
             if refused is not None and refused.resumes_at is not None:
+                self._refused_until = refused.resumes_at
                 wait_s = (refused.resumes_at - now).total_seconds()
                 return TransientError(f"the budget is spent: {refused.message}", min(max(wait_s, 1.0), REFUSED_RETRY_S))
             if not is_known:
@@ -173,8 +176,7 @@ class SpendKeeper:
 
     def statistics(self) -> SpendStatistics:
         """For the status; costs nothing."""
-        with self._lock:
-            state = self._budget.state(self._now())
+        state = self._state(self._now())
         return SpendStatistics(
             level=state.level,
             message=state.message,
@@ -188,6 +190,14 @@ class SpendKeeper:
             told_at=self._told_at.isoformat() if self._told_at else None,
             last_error=self._error,
         )
+
+    def _state(self, now: datetime) -> BudgetState:
+        """As the budget has it; exhausted already where what is left was too little for a text that now waits."""
+        with self._lock:
+            state = self._budget.state(now)
+        if state.level != "exhausted" and self._refused_until is not None and now < self._refused_until:
+            return replace(state, level="exhausted", resumes_at=self._refused_until)
+        return state
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Keep and tell what there is, for at most `timeout_s`; what is not told then, the next start tells."""
@@ -271,8 +281,7 @@ class SpendKeeper:
             self._is_known = True
 
     def _warn(self, now: datetime) -> None:
-        with self._lock:
-            state: BudgetState = self._budget.state(now)
+        state = self._state(now)
         if state.level != self._level:
             log.log(
                 logging.INFO if state.level == "ok" else logging.WARNING, "budget %s: %s", state.level, state.message

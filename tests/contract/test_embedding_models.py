@@ -357,6 +357,43 @@ def test_another_of_openais_models_is_found_out_by_its_name(openai: OpenAIModel,
     assert openai.embed(["one"]).shape == (1, 1536)
 
 
+def test_a_text_of_openais_that_must_be_within_the_limit_is_not_counted_again(
+    openai: OpenAIModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return 1
+
+    monkeypatch.setattr(openai, "_count", count)
+    short, long = "x" * openai.max_input_tokens, "x" * (openai.max_input_tokens + 1)
+    assert openai.embed([short, long]).shape == (2, 1536)
+    assert counted == [long]
+    assert openai.embed(["load forecast"], "query").shape == (1, 1536)
+    assert counted == [long]
+
+
+def test_the_limiter_learns_what_another_server_has_read(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.width = 40
+    model = OpenAIModel(Settings(openai_base_url=server.url), "somebody/else", width=40)
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(model.limiter, "answered", lambda *_, tokens=0, used=0, **__: told.append((tokens, used)))
+    server.script = [
+        Reply(),  # how much of a text it reads is tried once, and was granted by nobody
+        lambda request: Reply(body=server.embeddings(request, usage={"prompt_tokens": 30})),
+        Reply(body={"data": []}),
+    ]
+    texts = ["load forecast by zone", "prices"]
+    assert model.embed(texts).shape == (2, 40)
+    with pytest.raises(TransientError):
+        model.embed(texts)
+    estimate = sum(model.count_tokens(text) for text in texts)
+    assert told[0][0] == 0
+    assert told[1:] == [(estimate, 30), (estimate, 0)]
+    model.close()
+
+
 class TestDimensions:
     def test_are_asked_for_and_part_of_the_name(self, server: FakeOpenAI) -> None:
         server.width = 512

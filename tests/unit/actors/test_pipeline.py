@@ -388,10 +388,11 @@ async def test_a_bug_is_not_swallowed() -> None:
         await line.run(item())
 
 
-async def test_what_was_spent_is_told_while_the_embedder_embeds_nothing() -> None:
+@pytest.mark.parametrize("kind", ["spend", "fix_mark", "delete"])
+async def test_a_command_without_a_vector_is_done_while_the_embedder_embeds_nothing(kind: str) -> None:
     stages = FakeStages()
     stages.script["embed"] = stages.script["embed_command"] = [TransientError("the budget is spent", 60.0)]
-    telling = Command(message().position, "s1", "spend", "scraper", "{}", "e", datetime(2026, 1, 1, tzinfo=UTC))
+    telling = Command(message().position, "s1", kind, "scraper", "{}", "e", datetime(2026, 1, 1, tzinfo=UTC))
     line, _ = pipeline(stages, lambda _: [telling])
     await line.run(item())
     assert stages.names() == ["write"]

@@ -301,6 +301,21 @@ def test_the_budget_survives_a_restart_and_counts_what_other_machines_spent(worl
     assert again.gate(SMALL)(PURPOSE, 10) is None  # type: ignore[misc]
 
 
+def test_a_budget_whose_rest_is_too_little_for_a_text_says_that_it_waits(world: World) -> None:
+    keeper = world.keeper(limit_day_usd=1.0)
+    keeper.charged([charge(DOLLAR // 2)])
+    keeper.turn()
+    may_spend = keeper.gate(SMALL)
+    assert may_spend is not None
+    assert may_spend(PURPOSE, DOLLAR // 4) is None
+    assert keeper.statistics().level == "ok"
+    assert isinstance(may_spend(PURPOSE, DOLLAR), TransientError)
+    assert keeper.statistics().level == "exhausted"
+    assert "nothing more is paid for until 2026-01-21 00:00 UTC" in keeper.statistics().message
+    world.later(9 * 3600)  # the day turns
+    assert keeper.statistics().level == "ok"
+
+
 def test_without_a_budget_there_is_no_gate_and_no_look_at_the_table(world: World) -> None:
     world.table_is_down = True
     keeper = world.keeper()
