@@ -30,7 +30,15 @@ from shoal.store.generations import COPY, Generation, Handover, active, generati
 from shoal.store.mirroring import Difference, Page, difference, everything, opened, pages, refresh, texts_of
 from shoal.store.place import at
 from shoal.store.rows import Row, check_vectors
-from shoal.store.schemas import FIXES_TABLE, JOBS_TABLE, SPEND_TABLE, TableKind, metadata_table, table_uri, vectors_table
+from shoal.store.schemas import (
+    FIXES_TABLE,
+    JOBS_TABLE,
+    SPEND_TABLE,
+    TableKind,
+    metadata_table,
+    table_uri,
+    vectors_table,
+)
 from shoal.store.state_files import read_state, write_state
 from shoal.store.tables import CommitRefused, FencedTable
 from shoal.store.writing import TableWriter, storage_options
