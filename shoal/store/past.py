@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from shoal.store.cursors import CursorError, Pin
+from shoal.store.cursors import CursorError, Pin, check_turn, shown_turn
 from shoal.store.fence import Fence
 from shoal.store.filters import QueryError
 from shoal.store.reading import Freshness, Tables, View, _guarded, _VanishedError
@@ -123,6 +123,8 @@ class Past(Generic[T]):
         """`ask(index of the state, inner cursor)`, the state, and the prefix for the next cursor. `when` may be None
         where the cursor names the state. Raises QueryError, CursorError, TransientError."""
         prefix, inner = (None, None) if cursor is None else split_cursor(cursor, when)
+        if prefix is not None:
+            check_turn(prefix.turn, self._live.turn)
         for attempt in range(_ATTEMPTS):
             try:
                 async with self._lock:
@@ -130,7 +132,7 @@ class Past(Generic[T]):
                     index = await self._open(state)
                 if prefix is not None and state.as_of.sequence != prefix.sequence:
                     raise CursorError(f"commit {prefix.sequence} is no longer kept: start again without the cursor")
-                marked = prefix or CursorPrefix(state.as_of.sequence, mark(when))
+                marked = prefix or CursorPrefix(state.as_of.sequence, mark(when), self._live.turn)
                 return await ask(index, inner or None), state, str(marked)
             except _VanishedError:  # cleaned away since it was found
                 self._forget()
@@ -140,6 +142,7 @@ class Past(Generic[T]):
 
     async def pages(self, pin: Pin, ask: Callable[[T], Awaitable[P]]) -> P:
         """`ask(index of the pinned versions)`. Raises CursorError where they are gone, TransientError."""
+        check_turn(pin.turn, self._live.turn)
         key = (pin.metadata, pin.vectors)
         gone = CursorError(
             f"the state that these pages were read from (commit {pin.sequence}) is no longer kept: start again without "
@@ -318,13 +321,14 @@ async def _tags_of(table: Any) -> dict[str, int]:
 @dataclass(frozen=True, slots=True)
 class CursorPrefix:
     """What a cursor of the past begins with: the state that the pages before were read from, and which `as_of` was
-    asked for."""
+    asked for; `turn`: of the tables' generation."""
 
     sequence: int
     asked: str
+    turn: int = 0
 
     def __str__(self) -> str:
-        return f"~{self.sequence}~{self.asked}~"
+        return f"~{self.sequence}{shown_turn(self.turn)}~{self.asked}~"
 
 
 def mark(when: When | None) -> str:
@@ -340,9 +344,11 @@ def split_cursor(cursor: str, when: When | None) -> tuple[CursorPrefix, str]:
     """The prefix and the inner cursor, '' at the first page. Raises CursorError where it belongs to another `as_of`;
     with None the cursor alone decides."""
     parts = cursor.split("~", 3)
-    _, sequence, asked, inner = [*parts, "", "", ""][:4]
-    if not is_past_cursor(cursor) or len(parts) < 4 or not re.fullmatch("[0-9]{1,18}", sequence):
+    _, state, asked, inner = [*parts, "", "", ""][:4]
+    named = re.fullmatch(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?", state)
+    if not is_past_cursor(cursor) or len(parts) < 4 or named is None:
         raise CursorError("the cursor belongs to a search without as_of; start again without it")
     if when is not None and asked != mark(when):
         raise CursorError("the cursor belongs to another as_of; repeat the query unchanged, or start without it")
-    return CursorPrefix(int(sequence), asked), inner
+    sequence, turn = map(int, named.groups("0"))
+    return CursorPrefix(sequence, asked, turn), inner

@@ -85,7 +85,7 @@ async def ranked_page(
         if end <= OFFSET_MAX:
             cursor = encode(OffsetCursor(end, at if request.boosts.recency else None), key)
         else:
-            warnings.append(f"ranked answers end after {OFFSET_MAX} documents: narrow the query to see others")
+            warnings.append(f"ranked answers end after {end} documents: narrow the query to see others")
     page = SearchPage(
         mode=mode,
         hits=hits,

@@ -161,6 +161,11 @@ class Tables:
     def generation(self) -> int:
         return self._generation
 
+    @property
+    def turn(self) -> int:
+        """In which the collection came to these tables (generations.py)."""
+        return self._turn
+
     async def view(self, max_age_s: float | None = None) -> View:
         """The versions to read, refreshed where older than `max_age_s` (default: the refresh interval)."""
         age_s = self._interval_s if max_age_s is None else max_age_s

@@ -168,7 +168,7 @@ class SearchIndex:
             "read": milliseconds(time.monotonic() - read),
             "total": milliseconds(time.monotonic() - started),
         }
-        prefix = "" if self._is_past or mode == "sql" else str(_pin(view))
+        prefix = "" if self._is_past or mode == "sql" else str(self._pin(view))
         return SearchPage(
             mode=mode,
             hits=page.hits,
@@ -188,6 +188,9 @@ class SearchIndex:
             return await self._tables.unindexed_rows(kind)
         except TransientError:
             return {}
+
+    def _pin(self, view: View) -> Pin:
+        return Pin(view.freshness.commit_sequence, view.metadata, view.vectors, self._tables.turn)
 
     def _of_the_past(self, tables: Tables) -> SearchIndex:
         index = SearchIndex(tables, is_past=True)
@@ -388,10 +391,6 @@ class SearchIndex:
             self._tables.count("metadata", IS_CURRENT), self._tables.count("vectors", IS_DOCUMENT)
         )
         return {"documents": documents, "chunks": chunks}
-
-
-def _pin(view: View) -> Pin:
-    return Pin(view.freshness.commit_sequence, view.metadata, view.vectors)
 
 
 def _served(row: Row) -> dict[str, Any]:

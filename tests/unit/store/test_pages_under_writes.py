@@ -153,6 +153,7 @@ async def test_a_cursor_that_names_versions_of_other_tables_is_refused(library: 
         Pin(sequence, metadata, 10**18 - 1),
         Pin(sequence, 0, 0),
         Pin(sequence, 1, vectors),
+        Pin(sequence, metadata, vectors, 1),
     ):
         with pytest.raises(CursorError, match="start again without"):
             await index.search(replace(NEAR, limit=5, cursor=f"{pin}{inner}"))
@@ -169,6 +170,35 @@ async def test_a_cursor_that_names_versions_of_other_tables_is_refused(library: 
             await index.search(replace(NEAR, limit=5, cursor=forged))
     with pytest.raises(CursorError, match="another query"):
         await index.search(replace(WORDS, limit=5, cursor=cursor))
+
+
+async def test_a_cursor_of_a_generation_that_was_left_is_refused_though_versions_and_commits_are_the_same(
+    library: Library, index: SearchIndex
+) -> None:
+    """Pages of a ranking and of `as_of`, there and back: the tables of turn 0 stand for those of the other model."""
+    await _filled(library, 20)
+    commit = (await index.search(LIST)).freshness.commit_sequence
+    later = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=0.0, turn=2)
+    try:
+        for asked in (
+            replace(NEAR, limit=5),
+            replace(NEAR, limit=5, as_of=commit),
+            replace(LIST, limit=5, as_of=commit),
+        ):
+            for one, other in ((index, later), (later, index)):
+                first = await one.search(asked)
+                second = await one.search(replace(asked, cursor=first.next_cursor))
+                assert not {*ids(first)} & {*ids(second)}
+                assert first.next_cursor is not None
+                assert second.next_cursor is not None
+                for cursor in (first.next_cursor, second.next_cursor, from_start(first.next_cursor)):
+                    with pytest.raises(CursorError, match=r"embedding model was changed\): start again without"):
+                        await other.search(replace(asked, as_of=None, cursor=cursor))
+        # A listing is stable by value: it goes on in the new tables.
+        listed = await index.search(replace(LIST, limit=15))
+        assert len((await later.search(replace(LIST, limit=15, cursor=listed.next_cursor))).hits) == 5
+    finally:
+        await later.close()
 
 
 async def test_storage_that_is_away_is_not_a_cursor_that_is_gone(

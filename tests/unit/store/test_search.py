@@ -422,7 +422,7 @@ async def test_ranked_paging_ends_at_its_bound_with_a_warning(
     second = await index.search(replace(NEAR, limit=10, cursor=first.next_cursor))
     assert len(second.hits) == 10
     assert second.next_cursor is None
-    assert "end after 10" in second.warnings[0]
+    assert "end after 20" in second.warnings[0]
 
 
 # --- words ------------------------------------------------------------------------------------
