@@ -6,6 +6,7 @@ are not seen. A real part that can't be had skips its tests with the reason, and
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,16 @@ def no_settings_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The `.env` and `shoal.toml` of whoever runs the tests are not read. `settings_files` brings them back."""
     monkeypatch.setitem(Settings.model_config, "env_file", None)
     monkeypatch.setitem(Settings.model_config, "toml_file", None)
+
+
+@pytest.fixture(autouse=True)
+def logs_left_alone() -> Iterator[None]:
+    """An actor made in a test's own process sets up `shoal`'s logger; the next test's `caplog` must still hear it."""
+    root = logging.getLogger("shoal")
+    handlers, level, propagates = list(root.handlers), root.level, root.propagate
+    yield
+    root.handlers[:], root.propagate = handlers, propagates
+    root.setLevel(level)
 
 
 @pytest.fixture
