@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from shoal.settings import Settings
 from tests.fixtures.kafka_server import KafkaServer, kafka_jars
 from tests.fixtures.parts import PartUnavailable
 from tests.fixtures.s3_server import S3Server, s3_program
+
+# No property depends on how busy the machine is. All else stays as it was: in CI that is another profile.
+hypothesis_settings.register_profile(
+    "unhurried", hypothesis_settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("unhurried")
 
 T = TypeVar("T")
 

@@ -198,7 +198,7 @@ def test_two_that_build_the_graph_at_once_get_the_same_whole_file(
     together, results = threading.Barrier(2), []
 
     def build() -> None:
-        together.wait(10)
+        together.wait(60)
         results.append(local_model._graph_file(DIRECTORY, read_shape(DIRECTORY), tmp_path))
 
     threads = [threading.Thread(target=build) for _ in range(2)]

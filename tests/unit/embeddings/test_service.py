@@ -79,7 +79,7 @@ async def serving(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)
 
@@ -109,7 +109,7 @@ async def test_every_caller_gets_the_vectors_of_its_texts_in_order(calls: list[l
 
 async def test_texts_of_many_callers_go_to_the_model_together() -> None:
     gate = threading.Event()
-    model = ScriptedModel(lambda texts: gate.wait(10) and None)
+    model = ScriptedModel(lambda texts: gate.wait(60) and None)
     async with serving(model) as service:
         first = asyncio.create_task(service.embed(["the first keeps the model busy"]))
         await until(lambda: len(model.calls) == 1)
@@ -231,8 +231,13 @@ async def test_an_outage_that_lasts_reaches_the_callers_after_a_minute() -> None
     def script(texts: Sequence[str]) -> None:
         raise TransientError("down")
 
+    async def sleep(seconds: float) -> None:
+        while {text for call in model.calls for text in call} != {"a", "b"}:  # else "b" may begin its minute late
+            await asyncio.sleep(0.001)
+        await clock.sleep(seconds)
+
     model.script = script
-    async with serving(model, clock=clock, sleep=clock.sleep) as service:
+    async with serving(model, clock=clock, sleep=sleep) as service:
         results = await asyncio.gather(service.embed(["a"]), service.embed(["a", "b"]), return_exceptions=True)
         assert [str(result) for result in results] == ["down", "down"]
         assert all(isinstance(result, TransientError) for result in results)
@@ -307,7 +312,7 @@ async def test_a_pause_of_the_limiter_beyond_the_bound_is_told() -> None:
 @pytest.mark.parametrize("bound", [{"queued_texts_max": 8}, {"queued_bytes_max": 56}])
 async def test_callers_wait_while_the_queue_is_full(bound: dict[str, int]) -> None:
     gate = threading.Event()
-    model = ScriptedModel(lambda texts: gate.wait(10) and None)
+    model = ScriptedModel(lambda texts: gate.wait(60) and None)
     most = 0
 
     async with serving(model, **bound) as service:
@@ -327,7 +332,7 @@ async def test_callers_wait_while_the_queue_is_full(bound: dict[str, int]) -> No
 async def test_a_text_that_two_bring_to_a_full_entrance_is_paid_once() -> None:
     # 1. One text fills the room; two callers, who have both looked for theirs in vain, wait outside with the same one.
     gate = threading.Event()
-    model = ScriptedModel(lambda texts: gate.wait(10) and None)
+    model = ScriptedModel(lambda texts: gate.wait(60) and None)
     async with serving(model, EmbeddingCache(None, MIB), queued_texts_max=1) as service:
         inside = asyncio.create_task(service.embed(["inside"]))
         await until(lambda: len(model.calls) == 1)
@@ -414,7 +419,7 @@ async def test_a_text_larger_than_the_whole_bound_goes_alone() -> None:
 async def test_a_cancelled_caller_harms_nobody() -> None:
     # 1. Two callers wait for the same text; the model is busy with it.
     gate = threading.Event()
-    model = ScriptedModel(lambda texts: gate.wait(10) and None)
+    model = ScriptedModel(lambda texts: gate.wait(60) and None)
     async with serving(model, EmbeddingCache(None, MIB)) as service:
         first, second = (asyncio.create_task(service.embed(["shared"])) for _ in range(2))
         await until(lambda: len(model.calls) == 1)
@@ -431,7 +436,7 @@ async def test_a_cancelled_caller_harms_nobody() -> None:
 
 async def test_a_caller_cancelled_at_the_entrance_leaves_it_open() -> None:
     gate = threading.Event()
-    model = ScriptedModel(lambda texts: gate.wait(10) and None)
+    model = ScriptedModel(lambda texts: gate.wait(60) and None)
     async with serving(model, queued_texts_max=1) as service:
         inside = asyncio.create_task(service.embed(["inside"]))
         await until(lambda: len(model.calls) == 1)
@@ -449,7 +454,7 @@ async def test_the_model_is_called_no_more_often_at_once_than_it_says() -> None:
     model = ScriptedModel()
     model.concurrency, model.batch_inputs_max = 3, 1  # type: ignore[misc]
     together = threading.Barrier(3)
-    model.script = lambda texts: together.wait(10) and None
+    model.script = lambda texts: together.wait(60) and None
     async with serving(model) as service:
         await service.embed([f"text {i}" for i in range(12)])
     assert model.most_running == 3
@@ -457,7 +462,7 @@ async def test_the_model_is_called_no_more_often_at_once_than_it_says() -> None:
 
 async def test_closing_tells_everyone_who_waits_and_closes_the_model() -> None:
     gate = threading.Event()
-    model = ScriptedModel(lambda texts: gate.wait(10) and None)
+    model = ScriptedModel(lambda texts: gate.wait(60) and None)
     service = EmbeddingService(model, EmbeddingCache(None, MIB), queued_texts_max=2)
     callers = [asyncio.create_task(service.embed([f"text {i}"])) for i in range(6)]
     await until(lambda: len(model.calls) == 1 and service._entrances["live"].is_awaited)
@@ -485,7 +490,7 @@ async def test_what_was_embedded_is_cached_also_when_the_service_is_closed_right
 
     class SlowCache(EmbeddingCache):
         def put_many(self, vectors: Mapping[bytes, np.ndarray]) -> None:
-            gate.wait(10)
+            gate.wait(60)
             super().put_many(vectors)
 
     # 1. Two texts have been embedded; the first is being written to the cache, the second waits for that.
