@@ -18,10 +18,10 @@ PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shel
 SYNCED := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit fmt bench bench-store soak chaos simulate twice
+.PHONY: help demo test check lint unit fmt bench bench-store bench-embedder soak chaos simulate twice
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(SYNCED) ## Watch sample scrapes become searchable (ARGS=--exit: end after the tour)
 	@.venv/bin/shoal demo $(ARGS)
@@ -48,6 +48,9 @@ bench: $(SYNCED) ## Measure the whole pipeline against its budgets (ARGS=--help 
 
 bench-store: $(SYNCED) ## Measure tables and search core by themselves (ARGS=--quick: a minute; ARGS=--help)
 	@LANCE_LOG=error .venv/bin/python -m bench.store $(ARGS)
+
+bench-embedder: $(SYNCED) ## Measure the use of a provider's limits, waits and CPU (ARGS=--smoke: seconds; ARGS=--help)
+	@.venv/bin/python -m bench.embedder $(ARGS)
 
 soak: $(SYNCED) ## Commit 20,000 times with upkeep on and questions all along; then look it over (ARGS=--help)
 	@LANCE_LOG=error .venv/bin/python -m bench.soak $(ARGS)

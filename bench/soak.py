@@ -36,7 +36,8 @@ RECALL_QUERIES = 200
 POLL_S = 0.05
 STUCK_S = 900.0  # without a commit or a step of upkeep
 DEATHS_MAX = 5  # of the writer that nobody ordered
-POINTS = ("writer.compacting", "writer.indexing", "writer.cleaning")
+POINTS = ("writer.compacting", "writer.folding", "writer.cleaning")
+POINT_WAIT_S = 60.0  # a step that is not due by then is not waited for: nothing is looked at meanwhile
 """Moments of upkeep at which it can be killed by name; half of the kills are, half come at random in its steps."""
 DESCRIPTION = """\
 Commit tens of thousands of times through the real writer with its upkeep on, ask questions of every kind all along
@@ -296,7 +297,8 @@ def _kill_at(point: Path, writer: Any, shared: Shared, draw: random.Random) -> i
     """Arm a named moment and wait; the pid that it ended: the writer's, or an index build's beside it. None where the
     writer was done before."""
     point.write_text(str(draw.choice((0, 0, 5, 20, 60))))  # ms
-    while writer.is_alive() and point.exists() and shared.phase.value != SETTLED:
+    give_up_at = time.monotonic() + POINT_WAIT_S
+    while writer.is_alive() and point.exists() and shared.phase.value != SETTLED and time.monotonic() < give_up_at:
         time.sleep(POLL_S)
     for taken in point.parent.glob(f"{point.name}.taken-*"):
         taken.unlink()

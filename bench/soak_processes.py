@@ -57,6 +57,7 @@ class Plan:
             "cleanup_age_s": self.cleanup_age_s,
             "index_rows_min": self.index_rows_min,
             "index_interval_s": BUILD_REST_S,
+            "as_of_bytes_min": 0,  # on tables as small as these, kept states would be all that the disk holds
             **changes,
         }
         made = Settings(lancedb_path=self.uri, compact_commits=self.compact_commits)

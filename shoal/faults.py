@@ -14,6 +14,21 @@ import threading
 from pathlib import Path
 
 DIRECTORY_VARIABLE = "SHOAL_FAULT_DIR"
+RARE = (
+    "writer.folding",
+    "writer.answering",
+    "writer.repairing",
+    "writer.migrating",
+    "writer.migrated",
+    "writer.purging",
+    "writer.purged",
+    "writer.scrubbing",
+    "build.made",
+    "recall.measured",
+    "state.writing",
+)
+"""Those of upkeep that comes seldom, or only where it is asked for: armed in a running service, they would wait there.
+tests/integration/test_upkeep_killed.py reaches each."""
 POINTS = (
     "writer.opening",
     "writer.before_chunks",
@@ -32,8 +47,20 @@ POINTS = (
     "reader.after_dead_letter",
     "fetcher.after_download",
     "embedder.after_call",
+    *RARE,
 )
-"""Every point there is; a test holds them against the code."""
+"""What a campaign arms; with those below, every point there is: a test holds them against the code."""
+MIGRATION_POINTS = (
+    "mirror.before_chunks",
+    "mirror.after_chunks",
+    "mirror.after_metadata",
+    "handover.before",
+    "handover.after",
+    "migration.after_call",
+    "migration.holding",
+    "migration.dropping",
+)
+"""In a change of the model, which no campaign makes."""
 
 _directory = os.environ.get(DIRECTORY_VARIABLE)
 

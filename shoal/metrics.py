@@ -69,8 +69,29 @@ class FetcherStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class SpendStatistics:
+    """What was spent, as the process that spends knows it (docs/cost.md). A limit of 0 is none; without any limit only
+    what this process itself spent since it started is counted here. `is_told`: the log holds all of it."""
+
+    level: str  # ok | warned | exhausted
+    message: str
+    day: str
+    spent_day_usd: float
+    spent_month_usd: float
+    limit_day_usd: float
+    limit_month_usd: float
+    unpriced_models: tuple[str, ...] = ()
+    is_told: bool = True
+    told_at: str | None = None
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedderStatistics:
-    """The embedder: what it was asked for, what the cache answered, what the provider was sent."""
+    """The embedder: what it was asked for, what the cache answered, what the provider was sent.
+
+    `reused`: texts whose vectors the tables gave, after the cache was lost. `unwell_s`: since when every request has
+    failed, 0 where the last one was answered."""
 
     model: str
     width: int
@@ -83,6 +104,13 @@ class EmbedderStatistics:
     queued_texts: int
     stalled_s: float = 0.0
     last_error: str | None = None
+    reused: int = 0
+    failed_requests: int = 0
+    queued_by_lane: dict[str, int] = field(default_factory=dict)
+    unwell_s: float = 0.0
+    running: int = 0
+    running_max: int = 0
+    spend: SpendStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True)

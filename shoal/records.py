@@ -77,6 +77,7 @@ class Announcement:
     warnings: tuple[str, ...] = ()
     extra: str = "{}"  # JSON of the message's unknown fields
     is_replay: bool = False  # a copy: `position` is the original's, whose rows it may write anew
+    is_backfill: bool = False  # history that is read again: what is new goes before it
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,9 +128,72 @@ class Settings(BaseSettings):
     openai_tokens_per_minute: int = Field(
         1_000_000, ge=1, description="Start value of the limiter; headers correct it."
     )
+    embedding_query_share: float = Field(
+        0.1, ge=0.01, le=0.9,
+        description="Of the provider's limits, kept for queries where its headers don't tell what is left.",
+    )  # fmt: skip
     model_dir: Path | None = Field(None, description="A sentence-transformers BERT directory instead of the package.")
+    openai_embedding_dimensions: int = Field(
+        0, ge=0, le=65_536,
+        validation_alias=_names(
+            "SHOAL_OPENAI_EMBEDDING_DIMENSIONS", "OPENAI_EMBEDDING_DIMENSIONS", "openai_embedding_dimensions"
+        ),
+        description="Length of the vectors of new collections, where the model can give fewer; 0: the model's own.",
+    )  # fmt: skip
+    openai_max_input_tokens: int = Field(
+        0, ge=0, le=32_768,
+        description="A compatible server's model: tokens it reads of one text; 0: as known of the model, else 512.",
+    )  # fmt: skip
+    openai_tokenizer: Path | None = Field(
+        None, description="A compatible server's model: its tokenizer.json, to count its tokens exactly."
+    )
+    openai_batch_inputs_max: int = Field(
+        0, ge=0, le=2048, description="Texts per request; 0: 256 for OpenAI's models, 32 for others."
+    )
+    azure_openai_endpoint: str = Field(
+        "", pattern=r"^(https?://\S+)?$",
+        validation_alias=_names("SHOAL_AZURE_OPENAI_ENDPOINT", "AZURE_OPENAI_ENDPOINT", "azure_openai_endpoint"),
+        description="Azure OpenAI instead of OpenAI: https://NAME.openai.azure.com.",
+    )  # fmt: skip
+    azure_openai_api_key: SecretStr | None = Field(
+        None, validation_alias=_names("SHOAL_AZURE_OPENAI_API_KEY", "AZURE_OPENAI_API_KEY", "azure_openai_api_key"),
+        description="Its key.",
+    )  # fmt: skip
+    azure_openai_api_version: str = Field(
+        "2024-10-21",
+        validation_alias=_names(
+            "SHOAL_AZURE_OPENAI_API_VERSION", "AZURE_OPENAI_API_VERSION", "OPENAI_API_VERSION",
+            "azure_openai_api_version",
+        ),
+        description="Version of its API.",
+    )  # fmt: skip
+    azure_openai_deployments: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict,
+        description="Its deployments by model, JSON: {model: deployment}; one that is absent is named as its model.",
+    )
+    embedding_query_prefix: str | None = Field(
+        None, max_length=2000,
+        description="Put before each query, new collections; unset: as the model is known to want it, empty: nothing.",
+    )  # fmt: skip
+    embedding_document_prefix: str | None = Field(
+        None, max_length=2000, description="Put before each chunk; unset and empty as with the query's."
+    )
+    local_quantized: bool = Field(
+        False, description="The local model with int8 weights, new collections: less work, vectors of their own kind."
+    )
     embedding_threads: int = Field(0, ge=0, description="Threads of the local model; 0: the cores of this machine.")
     embedding_cache_bytes_max: int = Field(1024 * MIB, ge=MIB, description="Size of the embedding cache on disk.")
+
+    # --- cost ---------------------------------------------------------------------------------
+    prices: Path | None = Field(None, description="A price table of one's own, TOML; it wins over the shipped one.")
+    budget_day_usd: float = Field(
+        0.0, ge=0, le=1e9, allow_inf_nan=False,
+        description="US dollars per day (UTC) for embedding. Warns at 80 %; at 100 % documents wait and searches go by "
+        "keywords. 0: no limit.",
+    )  # fmt: skip
+    budget_month_usd: float = Field(
+        0.0, ge=0, le=1e9, allow_inf_nan=False, description="The same per calendar month (UTC)."
+    )
 
     # --- bounds -------------------------------------------------------------------------------
     object_bytes_max: int = Field(64 * MIB, ge=1024, description="Larger stored objects are dead letters.")
@@ -160,7 +223,9 @@ class Settings(BaseSettings):
     fetchers: int = Field(2, ge=1, description="Fetch workers.")
     commit_rows_max: int = Field(2000, ge=1, description="Rows (chunks) that close a commit.")
     commit_bytes_max: int = Field(64 * MIB, ge=MIB, description="Bytes that close a commit.")
-    commit_linger_ms: int = Field(250, ge=0, description="Age that closes a commit.")
+    commit_linger_ms: int = Field(
+        250, ge=0, description="Age that closes a commit; with tables in S3 it is 1000 unless it is set."
+    )
     compact_commits: int = Field(40, ge=2, description="Commits between two compactions.")
     cleanup_age_s: float = Field(3600.0, ge=600.0, description="Age of table versions that cleanup may remove.")
     as_of_days: float = Field(
@@ -186,6 +251,10 @@ class Settings(BaseSettings):
         30.0, ge=0, le=36_500,
         description="The longest that any log (dead letters too) can deliver a message again; what remembers a "
         "deletion is kept as long. 0: for ever (compacted or endless topics).",
+    )  # fmt: skip
+    scrub_days: float = Field(
+        7.0, ge=0, le=3650, description="Days after which a deleted document's bytes are rewritten out of the tables' "
+        "files (kept states follow after `as_of_days`); 0: only by `shoal erase --now`.",
     )  # fmt: skip
     hang_s: float = Field(
         60.0, ge=5.0, description="An actor that answers nothing, or whose loop stands still, for so long is replaced."
@@ -270,7 +339,7 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("kafka_properties", "s3_event_rules", "retention", mode="before")
+    @field_validator("kafka_properties", "s3_event_rules", "retention", "azure_openai_deployments", mode="before")
     @classmethod
     def _json_object(cls, value: Any) -> Any:
         return json.loads(value or "{}") if isinstance(value, str) else value
@@ -303,6 +372,14 @@ class Settings(BaseSettings):
         return str(Path(self.lancedb_path).resolve() if self.lancedb_path else self.home / "lancedb")
 
     @property
+    def commit_linger_s(self) -> float:
+        """Age that closes a commit, as suits where the tables are: in S3 one is eight writes, one after the other, and
+        tens of reads, whatever is in it (docs/operating.md)."""
+        if self.tables_uri.startswith("s3://") and "commit_linger_ms" not in self.model_fields_set:
+            return 1.0
+        return self.commit_linger_ms / 1000
+
+    @property
     def home(self) -> Path:
         """The data directory, absolute: workers have another working directory."""
         return self.data_dir.expanduser().resolve()
@@ -316,7 +393,7 @@ class Settings(BaseSettings):
     def provider(self) -> Literal["local", "openai", "hash"]:
         """The provider that new collections get."""
         if self.embedding_provider == "auto":
-            return "openai" if self.openai_api_key else "local"
+            return "openai" if self.openai_api_key or self.azure_openai_endpoint else "local"
         return self.embedding_provider
 
     @classmethod

@@ -6,17 +6,26 @@ are not seen. A real part that can't be had skips its tests with the reason, and
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from shoal.settings import Settings
 from tests.fixtures.kafka_server import KafkaServer, kafka_jars
 from tests.fixtures.parts import PartUnavailable
 from tests.fixtures.s3_server import S3Server, s3_program
+
+# No property depends on how busy the machine is. All else stays as it was: in CI that is another profile.
+hypothesis_settings.register_profile(
+    "unhurried", hypothesis_settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("unhurried")
 
 T = TypeVar("T")
 
@@ -59,6 +68,16 @@ def no_settings_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The `.env` and `shoal.toml` of whoever runs the tests are not read. `settings_files` brings them back."""
     monkeypatch.setitem(Settings.model_config, "env_file", None)
     monkeypatch.setitem(Settings.model_config, "toml_file", None)
+
+
+@pytest.fixture(autouse=True)
+def logs_left_alone() -> Iterator[None]:
+    """An actor made in a test's own process sets up `shoal`'s logger; the next test's `caplog` must still hear it."""
+    root = logging.getLogger("shoal")
+    handlers, level, propagates = list(root.handlers), root.level, root.propagate
+    yield
+    root.handlers[:], root.propagate = handlers, propagates
+    root.setLevel(level)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The embedder: the one actor that decides every call of the ingest side to the embedding provider.
 
-Batches texts of many documents into one request through `EmbeddingService` (cache, limits, retries). It only
+Batches texts of many documents into one request through `EmbeddingService` (cache, limits, retries). What its cache
+lacks is looked for in the tables first, so a lost disk costs no new embeddings of what is unchanged. It only
 decides and batches; vectors leave as float32 rows beside their document. A text that the provider refuses
 makes its document bad, never its batch.
 """
@@ -11,21 +12,26 @@ import asyncio
 import os
 import time
 from dataclasses import replace
+from functools import partial
 
 import orjson
 import ray
 
 from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
+from shoal.actors.pipeline import EMBEDDED_KIND
 from shoal.actors.pulse import Pulse
+from shoal.actors.spending import open_keeper
 from shoal.embeddings.cache import EmbeddingCache
 from shoal.embeddings.models import create_model
+from shoal.embeddings.purposes import Purpose
 from shoal.embeddings.service import EmbeddingService
 from shoal.errors import BadDocument
 from shoal.faults import reach
 from shoal.metrics import EmbedderStatistics
-from shoal.records import Command, Embedded, EmbeddedCommand, Failure, Fetched
+from shoal.records import Announcement, Command, Embedded, EmbeddedCommand, Failure, Fetched
 from shoal.settings import Settings
+from shoal.store.known_vectors import KnownVectors
 
 FIX_TEXT_FIELDS = ("error_type", "error_message", "summary")
 
@@ -37,8 +43,13 @@ class Embedder:
         configure_logging(settings)
         self._started = time.monotonic()
         cache = EmbeddingCache(settings.home / "cache" / "embeddings.sqlite", settings.embedding_cache_bytes_max)
-        self._service = EmbeddingService(create_model(settings, model, width=width), cache)
-        self._model = model
+        self._spending = open_keeper(settings)
+        self._service = EmbeddingService(
+            create_model(settings, model, width=width), cache,
+            on_charges=self._spending.charged, may_spend=self._spending.gate(model),
+        )  # fmt: skip
+        self._known = KnownVectors(settings, model)
+        self._model, self._width = model, width
         self._lease = LeaseKeeper("embedder", settings.lease_s)
         self._pulse = Pulse()
 
@@ -48,11 +59,20 @@ class Embedder:
         self._pulse.follow_loop()
         extraction = fetched.extraction
         assert extraction is not None, "a failed document has nothing to embed"
+        announcement = fetched.announcement
+        purpose = purpose_of(announcement)
+        # A copy is sent to mend what the tables hold: what it is to replace is no source for it.
+        stored = None if announcement.is_replay else partial(self._known.of, announcement.document_id)
         try:
             vectors, api_vectors = await asyncio.gather(
-                self._service.embed([chunk.text for chunk in extraction.chunks]),
+                self._service.embed(
+                    [chunk.text for chunk in extraction.chunks],
+                    purpose=purpose,
+                    token_counts=[chunk.token_count for chunk in extraction.chunks],
+                    elsewhere=stored,
+                ),
                 # As a query is: both sides of similar-apis are the same kind of text, and may be cut.
-                self._service.embed([extraction.api_text] if extraction.api_text else [], kind="query"),
+                self._service.embed([extraction.api_text] if extraction.api_text else [], "query", purpose),
             )
         except BadDocument as error:
             failure = Failure(error.reason, error.message, "embed")
@@ -62,13 +82,14 @@ class Embedder:
 
     async def embed_command(self, command: Command) -> EmbeddedCommand:
         """A fix is found again by what went wrong; other commands carry no vector."""
-        if command.kind != "fix":
+        if command.kind != EMBEDDED_KIND:
             return EmbeddedCommand(command)
         body = orjson.loads(command.body)
         text = " ".join(str(body[name]) for name in FIX_TEXT_FIELDS if body.get(name))
         if not text.strip():
             return EmbeddedCommand(command)
-        vectors = await self._service.embed([text], kind="query")  # a query's text may be cut, a chunk's may not
+        # A query's text may be cut, a chunk's may not; and like a query's, somebody waits for it.
+        vectors = await self._service.embed([text], "query", Purpose("query", command.collection))
         return EmbeddedCommand(command, self._model, vectors[0])
 
     @ray.method(concurrency_group="health")
@@ -76,13 +97,27 @@ class Embedder:
         self._lease.renew()
         return replace(
             self._service.statistics(),
+            width=self._width,
             pid=os.getpid(),
             uptime_s=time.monotonic() - self._started,
             stalled_s=self._pulse.stalled_s(),
+            spend=self._spending.statistics(),
         )
 
     async def __ray_shutdown__(self) -> None:
+        await self._known.close()
         await self._service.close()
+        await asyncio.to_thread(self._spending.close)
+
+
+def purpose_of(announcement: Announcement) -> Purpose:
+    """Whom a document is embedded for, and how urgently."""
+    return Purpose(
+        "backfill" if announcement.is_backfill else "live",
+        announcement.collection,
+        announcement.data_source,
+        announcement.dataset,
+    )
 
 
 # "health" has an event loop of its own: statistics answer while work blocks.

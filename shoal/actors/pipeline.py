@@ -53,6 +53,9 @@ RECORDS_AT_ONCE = 16  # of one message: it counts as one item in flight, whateve
 PAYLOAD_BYTES = 1024 * 1024
 """Reserved for a document while it is fetched, where the caller knows no better."""
 
+EMBEDDED_KIND = "fix"
+"""The one kind of command that carries a vector."""
+
 UNFORESEEN = {"embed": DeadReason.EMBEDDING_REJECTED, "write": DeadReason.WRITE_REJECTED}
 """What a document ends as that alone keeps making a stage fail (at fetch its location is the judge)."""
 
@@ -280,6 +283,10 @@ class Pipeline:
     async def _work(self, item: Item, work: Work) -> tuple[Ack, Failure | None]:
         if isinstance(work, Command):
             command = work
+            # The others carry no vector: what was spent, or is to be done, goes on while the budget or the provider
+            # says no.
+            if command.kind != EMBEDDED_KIND:
+                return await self._write(item, EmbeddedCommand(command))
             return await self._write(
                 item, await self._retrying(item, "embed", "embedder", lambda: self._stages.embed_command(command))
             )

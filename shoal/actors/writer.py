@@ -29,6 +29,9 @@ from shoal.faults import reach
 from shoal.metrics import WriterStatistics
 from shoal.records import Ack, Embedded, Failure, Outcome, Progress, Writable
 from shoal.settings import Settings
+from shoal.store.generations import MovedError
+from shoal.store.place import generation_to_open
+from shoal.store.schemas import CollectionFacts
 from shoal.store.writing import TableWriter, storage_options
 
 Result = TypeVar("Result")
@@ -69,7 +72,7 @@ class Writer:
         self._tables: TableWriter | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tables")  # the only user of the tables
         self._group: GroupCommit[_Call] = GroupCommit(
-            settings.commit_rows_max, settings.commit_bytes_max, settings.commit_linger_ms / 1000
+            settings.commit_rows_max, settings.commit_bytes_max, settings.commit_linger_s
         )
         self._progress: dict[tuple[str, str, int], Progress] = {}
         self._arrived = asyncio.Event()
@@ -157,13 +160,19 @@ class Writer:
         settings = self._settings
 
         def open_tables() -> TableWriter:
+            place = generation_to_open(settings, CollectionFacts(self._model, self._width))
+            if place.facts.model != self._model and place.turn:
+                raise TransientError(
+                    f"the collection has moved to {place.facts.model}: the supervisor starts ingest anew with it"
+                )
             return TableWriter.open(
-                settings.tables_uri,
+                place.uri,
                 storage_options(settings),
                 self._model,
                 self._width,
                 settings=settings,
                 now=datetime.now(UTC),
+                role=place.role,
             )
 
         self._tables = await self._on_tables(open_tables, UPKEEP_S)  # opening may build indexes
@@ -203,6 +212,9 @@ class Writer:
         batch = [call.writable for call in calls]
         try:
             acks = await self._on_tables(lambda: tables.apply(batch, progress, datetime.now(UTC)), COMMIT_S)
+        except MovedError as error:
+            self._fail(calls, error)
+            raise  # the next call looks where the collection is: perhaps it came back, with the same model
         except ShoalError as error:  # the tables' state, whoever is in the batch
             self._fail(calls, error)
             return

@@ -127,6 +127,10 @@ class Shoal:
         given = {field: value for field, value in body.items() if value is not None}
         return self._ask("POST", f"/api/v1/collections/{quote(name, safe='')}/search", json=given)
 
+    def collection_index(self, name: str = "scraper") -> Body:
+        """{collection, at, ok, indexes, build, requests, freshness, warnings}: what `shoal index status` shows."""
+        return self._ask("GET", f"/api/v1/collections/{quote(name, safe='')}/index")
+
     def by_hash(self, sha256: str) -> Body:
         """{exists: true, data, count} or {exists: false}."""
         return self._ask("GET", f"/api/v1/scrapes/{quote(sha256, safe='')}")

@@ -2,9 +2,10 @@
 
 An S3 prefix is listed page by page and announced where it lies; files of a directory under an allowed root too,
 others are copied first, as `publish` does. One notification per object, keyed and named so that the same object
-is the same document each time; its version is when it was last changed. Never more than `in_flight_max` are
-unanswered, so a backfill of millions can't bury the live messages. Nothing is left out in silence: what is not
-announced is counted under its reason.
+is the same document each time; its version is when it was last changed. Each says that it is a backfill (header
+`shoal.lane`): what scrapers announce is embedded before it. Never more than `in_flight_max` are unanswered, so a
+backfill of millions can't bury the live messages. Nothing is left out in silence: what is not announced is counted
+under its reason.
 
 A run remembers the last name below which everything has its outcome (`sending.StateFile`): the same command
 goes on behind it after a kill or a Ctrl-C. Announcing an object twice is harmless: its bytes are the same.
@@ -31,11 +32,12 @@ from shoal.errors import BadDocument, ConfigurationError
 from shoal.records import Position
 from shoal.settings import Settings
 from shoal.sources.ids import document_id, parse_location
-from shoal.sources.messages import RawMessage, parse_message
+from shoal.sources.messages import LANE_HEADER, RawMessage, parse_message
 from shoal.sources.publishing import Description, Publisher
 from shoal.sources.s3 import ListedObject, S3Store
 from shoal.sources.versions import compact
 
+HEADERS = ((LANE_HEADER, b"backfill"),)
 MARK = "after"
 FOLDER = "folder markers"
 HIDDEN = "hidden files"
@@ -112,7 +114,7 @@ class Directory:
         self._publisher = None if self._in_place else Publisher(settings)
 
     def after(self, name: str) -> Iterator[Found]:
-        for path in _walk(self._root):
+        for path in walk(self._root):
             relative = path.relative_to(self._root).as_posix()
             if _order(relative) <= _order(name) and name:
                 continue
@@ -146,7 +148,7 @@ def _order(relative: str) -> tuple[str, ...]:
     return tuple(relative.split("/"))
 
 
-def _walk(directory: Path) -> Iterator[Path]:
+def walk(directory: Path) -> Iterator[Path]:
     """Everything under `directory` that is no directory, in the order of `_order`. Raises ConfigurationError where
     a directory can't be listed: its files would be left out in silence."""
     try:
@@ -156,7 +158,7 @@ def _walk(directory: Path) -> Iterator[Path]:
         raise ConfigurationError(f"{directory}: {error.strerror}") from error
     for name, is_directory in names:
         if is_directory:
-            yield from _walk(directory / name)
+            yield from walk(directory / name)
         else:
             yield directory / name
 
@@ -257,7 +259,7 @@ def _announce(sender: PacedSender, found: Iterator[Found], settings: Settings) -
                 return False
             continue
         key, value = each.message
-        if not sender.send(settings.kafka_topics[0], key, value, (), name=_shown(each.name), mark=mark):
+        if not sender.send(settings.kafka_topics[0], key, value, HEADERS, name=_shown(each.name), mark=mark):
             return False
     return True
 

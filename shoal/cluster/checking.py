@@ -18,6 +18,7 @@ from shoal.sources.kafka import connection
 from shoal.store.fsck import Code, Finding, Repair, Subject
 from shoal.store.fsck_tables import Report
 from shoal.store.fsck_tables import check as check_tables
+from shoal.store.place import current_or_damaged
 from shoal.store.writing import storage_options
 
 _BACKUP: dict[Code, str] = {
@@ -38,7 +39,8 @@ _UPKEEP: dict[Code, str] = {
 
 
 def look(settings: Settings, leaked_age_s: float | None, progress: Callable[[str], None]) -> Report | None:
-    """One check of the tables at `tables_uri`; None where there are none. Raises TransientError, ConfigurationError."""
+    """One check of the tables in use; None where there are none. Raises TransientError, ConfigurationError."""
+    settings = current_or_damaged(settings)
     age_s = 2 * settings.cleanup_age_s if leaked_age_s is None else leaked_age_s
     return check_tables(
         settings.tables_uri, storage_options(settings), leaked_before=datetime.now(UTC) - timedelta(seconds=age_s),

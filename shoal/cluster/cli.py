@@ -238,6 +238,13 @@ from shoal.cluster.cli_erase import erase  # noqa: E402 - light: a command of it
 app.command()(erase)
 
 
+from shoal.cluster.cli_cost import cost_app  # noqa: E402 - light: commands of their own
+
+app.add_typer(cost_app, name="cost")
+from shoal.cluster.cli_migrate import migrate_model  # noqa: E402 - light: a command of its own
+
+app.command("migrate-model")(migrate_model)
+
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")
 

@@ -32,8 +32,10 @@ def recall(
     from shoal.cluster.output import Exit, Format, emit_json, say
 
     form, settings = format_of(output), settings_with(data_dir=data_dir)
+    from shoal.store.place import current
     from shoal.store.recall_measuring import measure
 
+    settings = current(settings)
     found = asyncio.run(measure(settings, datetime.now(UTC), queries=queries, k=k))
     below = found.before is not None and found.before.recall < found.target
     if form is Format.json:

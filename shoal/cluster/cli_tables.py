@@ -33,6 +33,7 @@ def export(
     from shoal.cluster.dead_letters import moment
     from shoal.cluster.output import Format, emit_json, emit_rows, err, say
     from shoal.store.exporting import export as run
+    from shoal.store.place import current
     from shoal.store.schemas import TableKind
     from shoal.store.writing import storage_options
 
@@ -51,7 +52,7 @@ def export(
         raise ConfigurationError(f"--since: {error}") from None
     with err.status("opening the tables") as status:
         done = run(
-            settings.tables_uri, storage_options(settings), to, kinds=kinds[table], since=from_time,
+            current(settings).tables_uri, storage_options(settings), to, kinds=kinds[table], since=from_time,
             include_superseded=include_superseded, with_vectors=not no_vectors, now=now, progress=status.update,
         )  # fmt: skip
     if form is Format.json:

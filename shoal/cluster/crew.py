@@ -242,6 +242,22 @@ class Crew:
         """Who reads from the log."""
         return [member.name for member in self._members if member.post.reads]
 
+    def exchange(self, posts: Iterable[Post], reason: str) -> bool:
+        """Give every post to another, made otherwise; whether that is done for all. Whoever is only being created is
+        given up when that has ended: call again each turn until it is done."""
+        is_done = True
+        for member, post in zip(self._members, posts, strict=True):
+            if member.post is post or member.watched.state is State.RETIRED:
+                continue
+            if member.creating is not None:
+                is_done = False
+                continue
+            member.post = post
+            if member.handle is not None:
+                self._force(member)
+            member.watched.replace(reason, self._clock())
+        return is_done
+
     def rejoin(self, name: str) -> None:
         """Have a reader join its group anew; nobody waits for it."""
         for member in self._members:

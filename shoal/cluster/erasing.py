@@ -29,7 +29,9 @@ from shoal.sources.dead_letter_log import open_dead_letters
 from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX
 from shoal.sources.kafka import open_producer
 from shoal.store.erasure import documents_of, stand_of, target_of
+from shoal.store.place import current, has_another
 from shoal.store.purging import HOLD, Request, gone_by, holding, is_purged, request_purge
+from shoal.store.scrubbing import gone_by as scrubbed_by
 from shoal.store.writing import storage_options
 
 POLL_S = 0.5
@@ -84,6 +86,12 @@ def erase(
         raise ConfigurationError("erase what? Name documents by id, or --dataset D (with --before T), not both")
     if before is not None and not dataset:
         raise ConfigurationError("--before belongs to --dataset")
+    if has_another(settings):
+        raise ConfigurationError(
+            "the collection has a second generation of tables, with another model, which would hold the documents "
+            "still: remove it first (`shoal migrate-model scraper --drop`, or --cancel while it is being built)"
+        )
+    settings = current(settings)
     file = StateFile(settings.home / "erasures", {"ids": sorted(set(ids)), "dataset": dataset, "before": before})
     earlier = _recalled(file)
     target = target_of(settings, _joined(earlier.ids, ids or documents_of(settings, dataset, before)))
@@ -217,6 +225,7 @@ def _proof(settings: Settings, subject: Subject, cached: dict[str, int], *, purg
     letters = _dead_letters(settings, subject.ids)
     at = datetime.now(UTC)
     by = at if held.versions == 0 else at + HOLD + timedelta(minutes=2) if purged is False else gone_by(settings, at)
+    files_by = by if purged is not None else scrubbed_by(settings, at)
     rest = [
         f"the {len(subject.objects)} stored files themselves: Shoal reads objects and deletes none",
         f"messages in {', '.join(settings.kafka_topics)} (names, places and what the scraper said): until Kafka's "
@@ -231,8 +240,9 @@ def _proof(settings: Settings, subject: Subject, cached: dict[str, int], *, purg
         topics = ", ".join(f"{topic}{DEAD_LETTER_SUFFIX}" for topic in settings.kafka_topics)
         rest.insert(2, f"{letters} dead letters about them: until Kafka's retention of {topics} takes them")
     if purged is None:
-        bytes_left = "bytes of deleted rows in files of the current version, which no query finds"
-        rest.insert(0, f"{bytes_left}: until a compaction takes these files; `--now` rewrites them")
+        until = f"until {files_by:%Y-%m-%d %H:%M}" if files_by else "until a compaction takes these (scrub_days is 0)"
+        bytes_left = "bytes of deleted rows in files of the tables, which no query finds"
+        rest.insert(0, f"{bytes_left}: {until}; `--now` rewrites them at once")
     return {
         "documents": len(subject.ids),
         "looked_at": at.isoformat(),
@@ -243,5 +253,6 @@ def _proof(settings: Settings, subject: Subject, cached: dict[str, int], *, purg
         "dead_letters": letters,
         "rewritten": bool(purged),
         "gone_from_older_versions_by": by.isoformat(),
+        "gone_from_files_by": files_by.isoformat() if files_by else None,
         "not_erased": rest,
     }

@@ -36,6 +36,7 @@ from shoal.embeddings.models import EmbeddingModel, create_model
 from shoal.embeddings.service import EmbeddingService
 from shoal.errors import BadDocument, ConfigurationError
 from shoal.records import SCRAPER_COLLECTION, Announcement, Embedded, Fetched, Outcome, Position, Vector
+from shoal.serve_apps.collection_search import Defaults
 from shoal.settings import Settings
 from shoal.store.requests import Mode, SearchRequest
 from shoal.store.search import SearchIndex
@@ -84,7 +85,7 @@ async def figures_of(test_set: TestSet, settings: Settings, place: Path) -> dict
     try:
         indexed = await _index(test_set, settings, place, model, service)
         _report(test_set, indexed)
-        rankings = await _ask(test_set, place, service)
+        rankings = await _ask(test_set, place, service, Defaults.of(settings))
     finally:
         await service.close()
     return {
@@ -207,8 +208,10 @@ def _report(test_set: TestSet, indexed: Indexed) -> None:
         say(f"and {len(indexed.refused) - _REPORTED_MAX} more")
 
 
-async def _ask(test_set: TestSet, place: Path, service: EmbeddingService) -> dict[Mode, dict[str, list[str]]]:
-    """Mode -> query -> the ids of the first documents."""
+async def _ask(
+    test_set: TestSet, place: Path, service: EmbeddingService, defaults: Defaults
+) -> dict[Mode, dict[str, list[str]]]:
+    """Mode -> query -> the ids of the first documents, ranked as a service with these settings ranks."""
     rankings: dict[Mode, dict[str, list[str]]] = {mode: {} for mode in MODES}
     index = await SearchIndex.open(str(place), {})
     room = asyncio.Semaphore(SEARCHES_AT_ONCE)
@@ -216,7 +219,11 @@ async def _ask(test_set: TestSet, place: Path, service: EmbeddingService) -> dic
     async def ask(mode: Mode, query: str, vector: Vector) -> None:
         text = test_set.queries[query]
         async with room:
-            page = await index.search(SearchRequest(mode=mode, query=text, vector=vector, limit=CUTOFF))
+            page = await index.search(
+                SearchRequest(
+                    mode=mode, query=text, vector=vector, limit=CUTOFF, fusion=defaults.fusion, boosts=defaults.boosts
+                )
+            )
         rankings[mode][query] = [str(hit.metadata["urn"]) for hit in page.hits]
 
     try:

@@ -43,6 +43,7 @@ from shoal.settings import Settings
 from shoal.sources.ids import S3_DATASET, document_id
 from shoal.sources.versions import compact, comparable, parse_time
 from shoal.store.foreign import IMPORTED, ForeignDocument, ForeignTables
+from shoal.store.place import generation_to_open
 from shoal.store.rows import Row, check_storable
 from shoal.store.schemas import CollectionFacts
 from shoal.store.writing import TableWriter, collection_model, storage_options
@@ -297,7 +298,10 @@ def import_lancedb(
     with err.status("opening the tables") as status:
         writer = None
         if not dry_run:
-            writer = TableWriter.open(settings.tables_uri, own, name, foreign.width, settings=settings, now=now())
+            place = generation_to_open(settings, CollectionFacts(name, foreign.width))
+            writer = TableWriter.open(
+                place.uri, own, name, foreign.width, settings=settings, now=now(), role=place.role
+            )
         try:
             tally = take_over(foreign, name, writer, now, status.update)
         except FencedError as error:

@@ -19,8 +19,10 @@ from shoal.records import SCRAPER_COLLECTION
 from shoal.settings import Settings
 from shoal.sources.commands import command_id, command_message
 from shoal.sources.kafka import open_producer
+from shoal.store.index_report import report
 from shoal.store.index_requests import COLUMNS
 from shoal.store.index_state import STATE
+from shoal.store.place import current
 from shoal.store.state_files import read_state
 
 FLUSH_S = 30.0
@@ -39,20 +41,17 @@ def show(settings: Settings, form: Format) -> int:
             f"no writer has described its indexes at {settings.tables_uri} yet: start `shoal up`, or name the "
             "tables with LANCEDB_PATH or --data-dir"
         )
-    rows = [
-        {"table": table, "column": column, **record}
-        for table, columns in found.get("tables", {}).items()
-        for column, record in columns.items()
-    ]
-    wrong = [row for row in rows if row["failures"] or (row["verified"] or {}).get("outcome", "ok") != "ok"]
+    described = report(found)
+    assert described is not None
+    wrong = described.wrong
     if form is Format.json:
         emit_json(found)
         return Exit.FAILED if wrong else Exit.OK
-    emit_rows([row | _shown(row) for row in rows], SHOWN)
-    say(f"as of {found.get('at')}")
-    if found.get("build"):
-        say(f"building now: {_progress(found['build'])}")
-    for name, request in found.get("requests", {}).items():
+    emit_rows([row | _shown(row) for row in described.indexes], SHOWN)
+    say(f"as of {described.at}")
+    if described.build:
+        say(f"building now: {_progress(described.build)}")
+    for name, request in described.requests.items():
         if request["state"] not in ("done", "failed"):
             say(f"asked for: {name} is {request['state']}")
     for row in wrong:
@@ -108,7 +107,7 @@ def request(
 
 
 def _state(settings: Settings) -> dict[str, Any] | None:
-    found = read_state(settings, STATE)
+    found = read_state(current(settings), STATE)
     return found if isinstance(found, dict) else None
 
 

@@ -25,6 +25,7 @@ from shoal.sources.kafka import open_producer
 from shoal.sources.log_producer import LogProducer
 from shoal.store.foreign import IMPORTED
 from shoal.store.fsck import Code, Finding, Repair, Subject
+from shoal.store.place import current
 from shoal.store.repairing import KIND, NAMES_MAX, Wanted, outcomes
 from shoal.store.schemas import FIXES_TABLE, JOBS_TABLE, TableKind, metadata_table, vectors_table
 from shoal.store.writing import storage_options
@@ -108,7 +109,7 @@ def ask(
     producer.flush(FLUSH_S)
     deadline = clock() + timeout_s
     while True:
-        jobs = outcomes(settings.tables_uri, storage_options(settings), list(commands))
+        jobs = outcomes(current(settings).tables_uri, storage_options(settings), list(commands))
         if len(jobs) == len(commands) or clock() > deadline:
             break
         progress(f"{len(jobs)} of {len(commands)} repairs done")

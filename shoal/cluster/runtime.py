@@ -27,6 +27,7 @@ from shoal.cluster.hosting import READY_S, Host, Plan
 from shoal.cluster.leftovers import end_leftovers
 from shoal.cluster.watching import GAP_S, Do, Watched
 from shoal.embeddings.models import create_model, default_model_name, model_width
+from shoal.embeddings.prices import Prices
 from shoal.errors import ConfigurationError, ShoalError
 from shoal.settings import Settings
 
@@ -205,6 +206,7 @@ def start(settings: Settings, progress: Progress = lambda _: None) -> Running:
     _check_port(settings)
     model, width = choose_model(settings)
     check_key(settings, model)
+    Prices.load(settings.prices)
     _check_place(settings)
     ingress = ray_environment.prepare(settings)
     host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104

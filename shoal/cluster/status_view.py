@@ -94,8 +94,7 @@ def _figures(answer: Answer, flow: Answer) -> dict[str, Any]:
         "writer": f"epoch {cell(flow.get('writer_epoch'))}, last commit {span(flow.get('last_commit_age_s'))} ago "
         f"(number {cell(writer.get('commit_sequence'))}), {cell(writer.get('queued'))} queued, "
         f"{cell(writer.get('maintenance'))}",
-        "embedder": f"{cell(embedder.get('texts'))} texts, {cell(embedder.get('cache_hits'))} from the cache, "
-        f"{cell(embedder.get('queued_texts'))} queued",
+        "embedder": _embedder(embedder),
         "tables": f"{cell(writer.get('documents'))} documents, {cell(writer.get('chunks'))} chunks",
         "place": f"broker {flow.get('broker')} ({flow.get('cluster')}), model {flow.get('model')}, "
         f"ingress {flow.get('ingress')}",
@@ -104,11 +103,30 @@ def _figures(answer: Answer, flow: Answer) -> dict[str, Any]:
         figures["drain"] = ", ".join(f"{name} {cell(value)}" for name, value in drain.items())
     if paused:
         figures["paused"] = "; ".join(paused)
-    if embedder.get("last_error"):
-        figures["embedder"] += f"; last error: {embedder['last_error']}"
     if error := (answer.get("query_embedder") or {}).get("last_error"):
         figures["query embedder"] = f"last error: {error}"
     return figures
+
+
+def _embedder(of: Answer) -> str:
+    """What was asked, how much of it cost nothing, what waits in which lane, and how the provider is."""
+    texts, hits, reused = (of.get(name) or 0 for name in ("texts", "cache_hits", "reused"))
+    parts = [f"{cell(of.get('texts'))} texts"]
+    if texts:
+        parts[0] += f", {(hits + reused) / texts:.0%} not paid for ({hits} from the cache"
+        parts[0] += f", {reused} from the tables)" if reused else ")"
+    if requests := of.get("requests"):
+        failed = of.get("failed_requests") or 0
+        parts.append(f"{requests} requests" + (f", {failed} failed" if failed else ""))
+    lanes = ", ".join(f"{count} {lane}" for lane, count in (of.get("queued_by_lane") or {}).items() if count)
+    parts.append(f"{cell(of.get('queued_texts'))} queued" + (f" ({lanes})" if lanes else ""))
+    if of.get("running_max"):
+        parts.append(f"{of.get('running')} of {of['running_max']} requests under way")
+    if of.get("unwell_s"):
+        parts.append(f"unwell for {span(of['unwell_s'])}")
+    if of.get("last_error"):
+        parts.append(f"last error: {of['last_error']}")
+    return "; ".join(parts)
 
 
 def _partitions(flow: Answer) -> Iterator[RenderableType]:

@@ -26,11 +26,12 @@ from shoal.cluster.draining import Drain, wanted
 from shoal.cluster.ownership import Ownership
 from shoal.cluster.recall_watch import RecallWatch
 from shoal.cluster.status import WRITER, Facts, build_status
-from shoal.cluster.topology import posts
+from shoal.cluster.topology import Post, posts
 from shoal.errors import TransientError
 from shoal.metrics import RecallStatistics, WriterStatistics
 from shoal.settings import Settings
 from shoal.sources.kafka import Connection, connection
+from shoal.store.place import at, current_generation
 from shoal.store.state_files import read_state, write_state
 
 TICK_S = 1.0
@@ -47,7 +48,9 @@ class Supervisor:
     ) -> None:
         configure_logging(settings)
         self._settings, self._connection = settings, connection
-        self._model, self._ingress, self._life = model, ingress, life
+        self._model, self._width = model, width
+        self._ingress, self._life = ingress, life
+        self._posts: tuple[Post, ...] = ()  # those that the crew is given, where the collection has moved
         self._session = f"{life}/{_ray_session()}"
         self._telling: asyncio.Task[None] | None = None
         self._started_at = datetime.now(UTC)
@@ -59,6 +62,7 @@ class Supervisor:
         self._problems: dict[str, str] = {}  # of the supervisor itself
         self._previous: Any = None
         self._is_ending = False
+        self._recall_place = settings.tables_uri
         self._recall_watch = RecallWatch(settings)
         self._recall: RecallStatistics | None = None
 
@@ -112,6 +116,7 @@ class Supervisor:
     async def _tell(self) -> None:
         await self._guarded("status", self._report)
         await self._guarded("drain request", self._look_for_drain)
+        await self._guarded("generation", self._look_at_generation)
         await self._guarded("recall", self._look_at_recall)
 
     async def _guarded(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
@@ -125,6 +130,8 @@ class Supervisor:
             self._problems.pop(f"supervisor {what}", None)
 
     async def _turn(self) -> None:
+        if self._posts and self._crew.exchange(self._posts, f"the collection has moved to {self._model}"):
+            self._posts = ()
         if self._settings.is_embedded:  # each of its lives has another address
             try:
                 self._connection = connection(self._settings)
@@ -168,6 +175,23 @@ class Supervisor:
         writer = self._crew.reports().get(WRITER)
         known = (writer.chunks, writer.commit_sequence) if isinstance(writer, WriterStatistics) else (None, 0)
         self._recall = await asyncio.to_thread(self._recall_watch.turn, *known)
+
+    async def _look_at_generation(self) -> None:
+        """Where the collection has moved to tables of another model, ingest goes on there. Queries see it by
+        themselves."""
+        used = await asyncio.to_thread(current_generation, self._settings)
+        if used is None:
+            return
+        if used.uri != self._recall_place:
+            self._recall_place = used.uri
+            watch, self._recall_watch = self._recall_watch, RecallWatch(at(self._settings, used.uri))
+            await asyncio.to_thread(watch.end)
+        # One that never moved and has another model than this service was started for is the writer's to refuse.
+        has_another = used.turn > 0 and (used.facts.model, used.facts.width) != (self._model, self._width)
+        if has_another and self._draining is None:
+            log.warning("the collection has moved from %s to %s: ingest starts anew", self._model, used.facts.model)
+            self._model, self._width = used.facts.model, used.facts.width
+            self._posts = posts(self._settings, self._model, self._width)
 
     async def _look_for_drain(self) -> None:
         if self._draining is not None:

@@ -22,7 +22,7 @@ SAMPLE_S = 5.0  # a sample this often; a rate over less says nothing
 _COUNTED: Mapping[type, tuple[str, ...]] = {
     ReaderStatistics: ("outcomes", "dead_letters", "retries", "ended"),
     FetcherStatistics: ("fetched", "fetched_bytes", "failed", "extraction_kills"),
-    EmbedderStatistics: ("texts", "cache_hits", "requests", "tokens"),
+    EmbedderStatistics: ("texts", "cache_hits", "reused", "requests", "failed_requests", "tokens"),
     WriterStatistics: ("commits",),
 }
 OUTCOME, DEAD_LETTER = "outcomes.", "dead_letters."

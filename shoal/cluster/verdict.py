@@ -41,6 +41,7 @@ def reasons_for(status: Status, running_s: float) -> list[Json]:
         *_partition_reasons(status, running_s),
         *_flow_reasons(status),
         *_recall_reasons(status),
+        *_spend_reasons(status),
     ]
     return sorted(found, key=lambda reason: reason["severity"] != "down")
 
@@ -183,4 +184,31 @@ def _recall_reasons(status: Status) -> Iterator[Json]:
             "degraded", "recall", f"searches by vector miss too much, or read too much: {recall['alarm']}",
             "The index no longer fits the vectors. It is trained anew by itself where a tenth of the rows or a day "
             "came since; `shoal index rebuild` does it now. `shoal recall` measures it.",
+        )  # fmt: skip
+
+
+def _spend_reasons(status: Status) -> Iterator[Json]:
+    spend: Mapping[str, Any] | None = (status["embedder"] or {}).get("spend")
+    if spend is None:
+        return
+    if spend["level"] == "warned":
+        yield _reason(
+            "degraded", "budget", spend["message"],
+            "At 100 % documents wait and searches go by keywords until the day (or month) turns. `shoal cost` says "
+            "what it went for; SHOAL_BUDGET_DAY_USD and SHOAL_BUDGET_MONTH_USD set it (docs/cost.md).",
+        )  # fmt: skip
+    elif spend["level"] == "exhausted":
+        yield _reason(
+            "degraded", "budget", spend["message"],
+            "Nothing is lost: documents wait, searches go by keywords. `shoal cost` says what it went for.",
+        )  # fmt: skip
+    if spend["unpriced_models"] and (spend["limit_day_usd"] or spend["limit_month_usd"]):
+        yield _reason(
+            "degraded", "budget", f"it can't hold what has no price: {', '.join(spend['unpriced_models'])}",
+            "Put its price into a file and name that in SHOAL_PRICES (docs/cost.md).",
+        )  # fmt: skip
+    if spend["last_error"]:
+        yield _reason(
+            "degraded", "ledger", f"what is spent is kept here, but not in the ledger: {spend['last_error']}",
+            "Nothing of it is lost; it is tried again by itself. Mend what the error names.",
         )  # fmt: skip

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, say
 from shoal.errors import BadDocument
-from shoal.records import Announcement, Position
+from shoal.records import Position
 from shoal.settings import Settings
 from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX
 from shoal.sources.kafka import Connection, connection
@@ -28,7 +28,9 @@ from shoal.sources.log_reader import LogReader, Partition, Stretch
 from shoal.sources.messages import RawMessage, parse_message
 from shoal.sources.s3_events import is_s3_event_id
 from shoal.store.audit import FINDINGS_KEPT_MAX, Audit, Finding, Kind, Report, Span, differing
+from shoal.store.audit_expiry import Expiry
 from shoal.store.audit_rows import TablesSnapshot
+from shoal.store.place import current
 from shoal.store.retention import Retention
 from shoal.store.writing import storage_options
 
@@ -81,7 +83,7 @@ def look(
         topics = reader.existing((*settings.kafka_topics, settings.command_topic))
         dead_topics = reader.existing(topic + DEAD_LETTER_SUFFIX for topic in topics)
         done = reader.committed([each.key for each in reader.whole(topics)])
-        snapshot = TablesSnapshot.open(settings.tables_uri, storage_options(settings))
+        snapshot = TablesSnapshot.open(current(settings).tables_uri, storage_options(settings))
         state = (dict(done), snapshot.fence.commit_sequence if snapshot else None)
         for (cluster, topic, partition), offset in (snapshot.fence.positions() if snapshot else {}).items():
             if cluster == where.cluster:
@@ -92,11 +94,7 @@ def look(
         if from_time_ms is not None:
             stretches = reader.since(stretches, from_time_ms)
         # As of a moment after the tables were opened: whatever retention had taken by then had expired by now.
-        retention, now = Retention.of(settings), datetime.now(UTC)
-        audit = _audit(
-            stretches, letters, done, where,
-            lambda said: retention.has_expired(said.dataset, said.collected_at, now),
-        )  # fmt: skip
+        audit = _audit(stretches, letters, done, where, Retention.of(settings).expiry(datetime.now(UTC)))
         for number, raw in enumerate(reader.read(stretches), start=1):
             _tell(audit, raw, settings, dead)
             if number % PROGRESS_ITEMS == 0:
@@ -121,14 +119,14 @@ def look(
 
 def _audit(
     stretches: list[Stretch], letters: list[Stretch], done: dict[Partition, int], where: Connection,
-    has_expired: Callable[[Announcement], bool],
+    expiry: Expiry,
 ) -> Audit:  # fmt: skip
     spans = {
         (where.cluster, each.topic, each.partition): Span(each.start, each.end, done.get(each.key, 0))
         for each in stretches
     }
     whole = all(each.start == 0 for each in letters)
-    return Audit(spans, is_event_id=is_s3_event_id, dead_letters_are_whole=whole, has_expired=has_expired)
+    return Audit(spans, is_event_id=is_s3_event_id, dead_letters_are_whole=whole, expiry=expiry)
 
 
 def _tell(audit: Audit, raw: RawMessage, settings: Settings, dead: set[DeadPosition]) -> None:
@@ -237,7 +235,9 @@ def _advise(found: Verdict, shown: tuple[Finding, ...]) -> None:
     if counts["pending"]:
         say(f"{counts['pending']} messages are pending: not yet done, and so no difference")
     if counts["expired"]:
-        say(f"{counts['expired']} are in the log and expired by keep_days (SHOAL_RETENTION): no difference")
+        say(
+            f"{counts['expired']} are in the log and were taken by retention (docs/verify-and-replay.md): no difference"
+        )
     if counts["undecided"]:
         say(f"{counts['undecided']} could not be decided (docs/verify-and-replay.md says when), and are no difference")
     if not found.findings:

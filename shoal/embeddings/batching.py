@@ -30,6 +30,15 @@ class Batcher(Generic[Item]):
         self._waiting.append((item, tokens, now))
         self._tokens += tokens
 
+    def withdraw(self, item: Item) -> bool:
+        """Takes one item out again; False where it has left."""
+        for i, (waiting, tokens, _) in enumerate(self._waiting):
+            if waiting is item:
+                del self._waiting[i]
+                self._tokens -= tokens
+                return True
+        return False
+
     def due_at(self) -> float | None:
         """When `take` gives a batch though nothing more is added; None while nothing waits."""
         if not self._waiting:

@@ -9,6 +9,7 @@ anything. A directory that is not such a model raises ConfigurationError; so do 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,30 +39,79 @@ class BertShape:
     epsilon: float
     max_input_tokens: int  # special tokens included
     pooling: str  # "mean" or "cls"
+    vocabulary: int
 
 
 def read_shape(directory: Path) -> BertShape:
     """The shape of the sentence-transformers model in `directory`. Raises ConfigurationError if it is not a BERT."""
-    config = _read_json(directory / "config.json")
+    config = read_json(directory / "config.json")
     for key, wanted in (("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")):
         if config.get(key, wanted) != wanted:
             raise ConfigurationError(f"model in {directory}: {key} is {config[key]!r}; only {wanted!r} can be run here")
+    _check_modules(directory)
     pooling_file = directory / "1_Pooling" / "config.json"
-    pooling = _read_json(pooling_file) if pooling_file.exists() else {"pooling_mode_mean_tokens": True}
+    pooling = read_json(pooling_file) if pooling_file.exists() else {"pooling_mode_mean_tokens": True}
     modes = {key.removeprefix("pooling_mode_") for key, on in pooling.items() if key.startswith("pooling_mode_") and on}
     if modes not in ({"mean_tokens"}, {"cls_token"}):
         raise ConfigurationError(f"model in {directory}: pooling {sorted(modes)}; only mean or cls can be run here")
     sentence_file = directory / "sentence_bert_config.json"
-    positions = int(config["max_position_embeddings"])
-    limit = _read_json(sentence_file).get("max_seq_length") if sentence_file.exists() else None
-    return BertShape(
-        width=int(config["hidden_size"]),
-        layers=int(config["num_hidden_layers"]),
-        heads=int(config["num_attention_heads"]),
-        epsilon=float(config.get("layer_norm_eps", 1e-12)),
-        max_input_tokens=min(int(limit or positions), positions),
-        pooling="cls" if "cls_token" in modes else "mean",
-    )
+    limit = read_json(sentence_file).get("max_seq_length") if sentence_file.exists() else None
+    try:
+        positions = int(config["max_position_embeddings"])
+        shape = BertShape(
+            width=int(config["hidden_size"]),
+            layers=int(config["num_hidden_layers"]),
+            heads=int(config["num_attention_heads"]),
+            epsilon=float(config.get("layer_norm_eps", 1e-12)),
+            max_input_tokens=min(int(limit or positions), positions),
+            pooling="cls" if "cls_token" in modes else "mean",
+            vocabulary=int(config["vocab_size"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"model file {directory / 'config.json'} lacks a number: {error}") from None
+    if min(shape.width, shape.layers, shape.heads) < 1 or shape.width % shape.heads or shape.max_input_tokens < 8:
+        raise ConfigurationError(f"model file {directory / 'config.json'} describes no encoder: {shape}")
+    return shape
+
+
+def _check_modules(directory: Path) -> None:
+    """A module that is not computed here (a dense layer after the pooling) would make other vectors, unnoticed."""
+    file = directory / "modules.json"
+    if not file.exists():
+        return
+    try:
+        modules = json.loads(file.read_text(encoding="utf-8"))
+        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigurationError(f"model file {file} can't be read: {error}") from None
+    if foreign := [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]:
+        raise ConfigurationError(f"model in {directory}: it has a module {foreign[0]!r}, which can't be run here")
+
+
+def quantised_graph(graph: bytes, scratch: Path) -> bytes:
+    """`graph` with int8 weights, one scale per output of a layer, and activations quantised as they come.
+
+    One scale for a whole layer lost the vectors' direction: cosine to fp32 0.90 to 0.94 over 24 texts of 180 tokens,
+    against 0.990 to 0.993 with one per output. An activation's scale is of the whole run, so a text's vector depends
+    on what it is run with: run texts alone. `scratch`: a directory for the tool's output.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = onnx.load_from_string(graph)
+    # Its preparations (fusing operators, inferring shapes) are done or can't be: without this mark it advises them.
+    model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=".quantising-") as directory:
+        path = Path(directory) / "graph.onnx"
+        quantize_dynamic(
+            model,
+            path,
+            op_types_to_quantize=["MatMul", "Attention"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # fused operators have no shape inference
+        )
+        return path.read_bytes()
 
 
 def build_graph(directory: Path, shape: BertShape) -> bytes:
@@ -188,7 +238,8 @@ def _weights_file(directory: Path) -> Path:
     return directory / "model.safetensors"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model directory. Raises ConfigurationError."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

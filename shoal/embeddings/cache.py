@@ -1,9 +1,9 @@
 """Embeddings that were paid for once, in a sqlite file: key to float32 vector, exact.
 
-Guarantee: a hit is bit for bit what was put; a full, damaged, locked or read-only file costs money, never a
-failure: reads miss, writes are dropped, and a damaged file is made anew, each with a warning. The file stays
-within `bytes_max` (and some MB of write-ahead log): when it is reached the least recently used tenth goes, at
-the grain of generations. Safe for the threads of one process; several processes may share a file on one
+Guarantee: a hit is bit for bit what was put: each entry is sealed with its key. A full, damaged, locked or read-only
+file costs money, never a failure: reads miss, writes are dropped, and a damaged file is made anew, each with a warning.
+The file stays within `bytes_max` (and some MB of write-ahead log): when it is reached the least recently used tenth
+goes, at the grain of generations. Safe for the threads of one process; several processes may share a file on one
 machine. Never put it on a network file system. It is a cache: nothing may depend on an entry being there.
 """
 
@@ -31,12 +31,34 @@ _BUSY_TIMEOUT_S = 2.0  # longer would stall embedding for the sake of a cache
 # more writes for hits, coarser forgets less well what is not used.
 _GENERATION_SHARE = 1 / 16
 
+_SEAL_BYTES = 8
+
 _TABLE = "CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, used INTEGER NOT NULL, vector BLOB NOT NULL)"
 
 
 def cache_key(model: str, width: int, kind: Kind, text: str) -> bytes:
     """32 bytes that name a text's vector. The kind is part of it: an over-long query is cut, a document refused."""
     return hashlib.sha256(f"{model}\0{width}\0{kind}\0{text}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _sealed(key: bytes, vector: Vector) -> bytes:
+    raw: bytes = vector.astype("<f4").tobytes()
+    return raw + _seal(key, raw)
+
+
+def _seal(key: bytes, raw: bytes) -> bytes:
+    """In a damaged file the index of keys may lead to another key's row, and sqlite doesn't notice."""
+    return hashlib.blake2b(key + raw, digest_size=_SEAL_BYTES).digest()
+
+
+def _unsealed(key: bytes, blob: bytes, width: int) -> Vector | None:
+    """Raises sqlite3.DatabaseError where the file holds another entry in this one's place."""
+    raw, seal = blob[: 4 * width], blob[4 * width :]
+    if len(raw) < 4 * width:
+        return None
+    if seal and seal != _seal(key, raw):  # rows of earlier releases have none
+        raise sqlite3.DatabaseError("an entry is not what was put there")
+    return np.frombuffer(raw, np.float32)
 
 
 class EmbeddingCache:
@@ -60,7 +82,7 @@ class EmbeddingCache:
                     marks = ",".join("?" * len(part))
                     query = f"SELECT key, used, vector FROM vectors WHERE key IN ({marks})"  # noqa: S608  only marks
                     for key, used, blob in self._execute(query, part):
-                        vector = np.frombuffer(blob, np.float32) if len(blob) == 4 * width else None
+                        vector = _unsealed(key, blob, width)
                         if vector is None or not abs(float(vector @ vector) - 1) < 1e-3:
                             continue
                         found[key] = vector
@@ -75,7 +97,7 @@ class EmbeddingCache:
         with self._lock:
             try:
                 with self._connection:
-                    rows = [(key, self._generation, vector.astype("<f4").tobytes()) for key, vector in vectors.items()]
+                    rows = [(key, self._generation, _sealed(key, vector)) for key, vector in vectors.items()]
                     self._connection.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
                     touched = [(self._generation, key) for key in self._touched]
                     self._connection.executemany("UPDATE vectors SET used = ? WHERE key = ?", touched)

@@ -1,9 +1,9 @@
 """Embedding models by name: what every one of them offers, and which one a name or the settings mean.
 
-A name is `{provider}:{model}`, stored with each collection: `local:all-MiniLM-L6-v2`,
-`openai:text-embedding-3-small`, `hash:64`. Importing this module, and everything here but `create_model`,
-loads no weights, no ONNX Runtime and no SDK, so that fetch workers can plan chunks. An unknown name, a missing
-key or missing files raise ConfigurationError.
+A name (`model_names`) is stored with each collection and says all that makes its vectors: `local:all-MiniLM-L6-v2`,
+`openai:text-embedding-3-small@512`, `openai:intfloat/e5-base-v2+e5`, `hash:64`. Importing this module, and everything
+here but `create_model`, loads no weights, no ONNX Runtime and no SDK, so that fetch workers can plan chunks. An
+unknown name, a missing key or missing files raise ConfigurationError.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from shoal.embeddings.limiter import RateLimiter
+from shoal.embeddings.model_names import OPENAI_WIDTHS, ModelName, check_dimensions, known_of, parse
+from shoal.embeddings.prefixes import PREFIXES, PrefixedModel, Prefixes, named
 from shoal.embeddings.texts import Kind
 from shoal.errors import ConfigurationError
 from shoal.records import Matrix
 from shoal.settings import Settings
 
-OPENAI_WIDTHS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
+__all__ = ["OPENAI_WIDTHS", "EmbeddingModel", "create_model", "default_model_name", "model_width", "token_budget"]
+
 _HASH_WIDTH = 64
+_CHUNK_TOKENS = 1000  # what a chunk has where the model would take more
+_CHUNK_TOKENS_MIN = 32
 
 
 class EmbeddingModel(Protocol):
@@ -29,7 +34,8 @@ class EmbeddingModel(Protocol):
         """What a collection stores; two models of one name give comparable vectors."""
 
     @property
-    def width(self) -> int: ...
+    def width(self) -> int:
+        """Of its vectors. Where nobody knows it, asking costs a request (blocking), and raises what `embed` raises."""
 
     @property
     def max_input_tokens(self) -> int:
@@ -51,10 +57,11 @@ class EmbeddingModel(Protocol):
     def limiter(self) -> RateLimiter | None:
         """What the provider allows per minute: to be asked before each `embed`. None: no limit."""
 
-    def count_tokens(self, text: str) -> int: ...
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a document's text, prefix included."""
 
     def embed(self, texts: Sequence[str], kind: Kind = "document") -> Matrix:
-        """Blocking. Unit vectors, shape (texts, width), in order.
+        """Blocking. Unit vectors, shape (texts, width), in order; normalised here where the provider does not.
 
         A query above the token limit is cut; a document's text above it, or a blank text, raises BadDocument
         (EMBEDDING_REJECTED), and no text of the call is embedded. Raises TransientError and ConfigurationError.
@@ -65,85 +72,139 @@ class EmbeddingModel(Protocol):
 
 
 def default_model_name(settings: Settings) -> str:
-    """The model that new collections get."""
+    """The model that new collections get. Raises ConfigurationError where the settings contradict each other."""
     match settings.provider:
-        case "openai":
-            return f"openai:{settings.openai_embedding_model}"
         case "hash":
             return f"hash:{_HASH_WIDTH}"
+        case "openai":
+            model, dimensions = settings.openai_embedding_model, settings.openai_embedding_dimensions
+            if dimensions == OPENAI_WIDTHS.get(model):
+                dimensions = 0
+            if dimensions and model in OPENAI_WIDTHS:
+                check_dimensions(model, dimensions)
+            name = ModelName("openai", model, dimensions)
         case "local":
             from shoal.embeddings.local_model import PACKAGE_MODEL
 
-            return f"local:{settings.model_dir.expanduser().resolve().name if settings.model_dir else PACKAGE_MODEL}"
+            model = settings.model_dir.expanduser().resolve().name if settings.model_dir else PACKAGE_MODEL
+            name = ModelName("local", model, is_quantised=settings.local_quantized)
+    full = ModelName(name.provider, name.model, name.dimensions, name.is_quantised, _own_prefixes(settings, name).name)
+    if parse(str(full)) != full:
+        raise ConfigurationError(f"a model can't be called {model!r}: its name ends like a part of ours ({full})")
+    return str(full)
 
 
 def create_model(settings: Settings, name: str | None = None, *, width: int | None = None) -> EmbeddingModel:
     """The model called `name`, or the default for new collections. Loads weights (a second) or makes a client.
 
-    `width`: of its vectors, where a collection says so. With it nothing is asked of a provider here, so whoever
-    starts in an outage of the provider starts all the same.
+    `width`: of its vectors, where a collection says so. Nothing is asked of a provider here, so whoever starts in
+    an outage of the provider starts all the same.
     """
-    name = name or default_model_name(settings)
-    match _split(name):
-        case "local", model:
+    parsed = parse(name or default_model_name(settings))
+    model: EmbeddingModel
+    match parsed.provider:
+        case "local":
             from shoal.embeddings.local_model import LocalModel, model_directory
 
-            return LocalModel(
-                model_directory(settings, model), name, settings.home / "models", settings.embedding_threads
-            )
-        case "openai", model:
+            directory = model_directory(settings, parsed.model)
+            bare = str(ModelName("local", parsed.model, is_quantised=parsed.is_quantised))
+            graphs, threads = settings.home / "models", settings.embedding_threads
+            model = LocalModel(directory, bare, graphs, threads, is_quantised=parsed.is_quantised)
+        case "openai":
             from shoal.embeddings.openai_model import OpenAIModel
 
-            return OpenAIModel(settings, model, width=width)
-        case _, words:
+            model = OpenAIModel(settings, parsed.model, dimensions=parsed.dimensions, width=width)
+        case _:
             from shoal.embeddings.hash_model import HashModel
 
-            return HashModel(int(words))
+            model = HashModel(int(parsed.model))
+    prefixes = _prefixes(settings, parsed)
+    return model if prefixes == Prefixes() else PrefixedModel(model, prefixes)
 
 
 def model_width(settings: Settings, name: str) -> int:
     """The length of the model's vectors. Only an OpenAI-compatible model that we don't know costs a request."""
-    match _split(name):
-        case "local", model:
+    parsed = parse(name)
+    match parsed.provider:
+        case "local":
             from shoal.embeddings.bert_graph import read_shape
             from shoal.embeddings.local_model import model_directory
 
-            return read_shape(model_directory(settings, model)).width
-        case "openai", model:
-            return OPENAI_WIDTHS.get(model) or create_model(settings, name).width
-        case _, width:
-            return int(width)
+            return read_shape(model_directory(settings, parsed.model)).width
+        case "openai":
+            if known := parsed.dimensions or OPENAI_WIDTHS.get(parsed.model):
+                return known
+            model = create_model(settings, name)
+            try:
+                return model.width
+            finally:
+                model.close()
+        case _:
+            return int(parsed.model)
 
 
 def token_budget(settings: Settings, name: str) -> tuple[Callable[[str], int], int, int]:
     """How to chunk for the model: (token count of a text, most tokens per chunk, tokens shared by neighbours).
 
-    A chunk within the budget fits `max_input_tokens`, special tokens included, even where cutting a text into
-    spans changed its count a little. The function can be pickled.
+    A chunk within the budget fits `max_input_tokens`, special tokens and prefix included, even where cutting a text
+    into spans changed its count a little. The function can be pickled.
     """
-    match _split(name):
-        case "local", model:
+    parsed = parse(name)
+    count: Callable[[str], int]
+    match parsed.provider:
+        case "local":
             from shoal.embeddings.bert_graph import read_shape
-            from shoal.embeddings.local_model import TokenCounter, model_directory
+            from shoal.embeddings.local_model import model_directory
+            from shoal.embeddings.wordpieces import TokenCounter
 
-            directory = model_directory(settings, model)
-            room = read_shape(directory).max_input_tokens - 6  # [CLS], [SEP] and some slack
-            return TokenCounter(directory), room, room // 6
-        case "openai", _:
-            from shoal.embeddings import cl100k
-
-            return cl100k.count, 1000, 200
+            directory = model_directory(settings, parsed.model)
+            count, room, part = TokenCounter(directory), read_shape(directory).max_input_tokens, 6
+        case "openai":
+            count, room = openai_window(settings, parsed.model)
+            part = 5
         case _:
             from shoal.embeddings.hash_model import count_tokens
 
             return count_tokens, 250, 40
-
-
-def _split(name: str) -> tuple[str, str]:
-    provider, _, model = name.partition(":")
-    known = provider in ("local", "openai") or (provider == "hash" and model.isdecimal() and 1 <= int(model) <= 65536)
-    if not known or not model:
+    prefixes = _prefixes(settings, parsed)
+    # [CLS], [SEP] and some slack
+    room = min(_CHUNK_TOKENS, room - 6 - max(count(prefixes.query), count(prefixes.document)))
+    if room < _CHUNK_TOKENS_MIN:
         raise ConfigurationError(
-            f"embedding model {name!r} is unknown: a name is local:MODEL, openai:MODEL or hash:WIDTH"
+            f"{name}: {room} tokens are left for a chunk; see SHOAL_OPENAI_MAX_INPUT_TOKENS and the prefixes"
         )
-    return provider, model
+    return count, room, room // part
+
+
+def openai_window(settings: Settings, model: str) -> tuple[Callable[[str], int], int]:
+    """How a provider's model counts tokens and how many of those one text may have.
+
+    Where a compatible server's tokenizer isn't given, tokens are cl100k_base's and half of the model's window is
+    used: WordPiece makes 1.3 tokens of one of cl100k_base's on average (measured on mixed documents).
+    """
+    from shoal.embeddings import cl100k
+    from shoal.embeddings.model_names import OPENAI_INPUT_TOKENS
+
+    if model in OPENAI_WIDTHS:
+        return cl100k.count, OPENAI_INPUT_TOKENS
+    window = settings.openai_max_input_tokens or known_of(model).input_tokens
+    if settings.openai_tokenizer is not None:
+        from shoal.embeddings.wordpieces import TokenCounter
+
+        return TokenCounter(settings.openai_tokenizer.expanduser().resolve()), window
+    return cl100k.count, window // 2
+
+
+def _prefixes(settings: Settings, name: ModelName) -> Prefixes:
+    return named(name.prefixes, _own_prefixes(settings, name)) if name.prefixes else Prefixes()
+
+
+def _own_prefixes(settings: Settings, name: ModelName) -> Prefixes:
+    """What a new collection of the model gets: the settings' prefixes, else the model's own."""
+    known = PREFIXES.get(known_of(name.model).prefixes, Prefixes())
+    if name.provider == "local":
+        from shoal.embeddings.local_model import model_prompts
+
+        known = model_prompts(settings, name.model) or known
+    query, document = settings.embedding_query_prefix, settings.embedding_document_prefix
+    return Prefixes(known.query if query is None else query, known.document if document is None else document)

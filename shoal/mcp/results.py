@@ -130,6 +130,7 @@ class SimilarApi(Compact):
 class SimilarApis(Compact):
     notice: str = NOTICE
     similar_apis: list[SimilarApi]
+    indexed_through: str | None = Field(None, description="Time of the last commit that this answer saw.")
     warnings: list[str] = Field(default_factory=list)
 
 
@@ -152,6 +153,7 @@ class FixPattern(Compact):
 class FixPatterns(Compact):
     notice: str = NOTICE
     fix_patterns: list[FixPattern]
+    indexed_through: str | None = Field(None, description="Time of the last commit that this answer saw.")
     warnings: list[str] = Field(default_factory=list)
 
 

@@ -217,7 +217,9 @@ def build_server(service: ServiceProtocol) -> FastMCP:
         cut = [f"only the first {room} of {len(apis)} fit into one answer"] if room < len(apis) else []
         return _answer(
             SimilarApis(
-                similar_apis=[SimilarApi(**api) for api in apis[:room]], warnings=[*body.get("warnings", ()), *cut]
+                similar_apis=[SimilarApi(**api) for api in apis[:room]],
+                warnings=[*body.get("warnings", ()), *cut],
+                **pick(body.get("freshness") or {}, ("indexed_through",)),
             )
         )
 
@@ -234,7 +236,8 @@ def build_server(service: ServiceProtocol) -> FastMCP:
         """
         asked = {"scraper_name": scraper_name, "error_type": error_type, "error_message": error_message, "limit": limit}
         body = await _asked(service.fix_patterns(asked))
-        return _answer(FixPatterns(fix_patterns=_patterns(body), **pick(body, ("warnings",))))
+        fresh = pick(body.get("freshness") or {}, ("indexed_through",))
+        return _answer(FixPatterns(fix_patterns=_patterns(body), **pick(body, ("warnings",)), **fresh))
 
     @server.tool(
         title="Report a fix",

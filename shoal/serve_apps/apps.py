@@ -27,6 +27,10 @@ REST = "rest"
 
 EMBEDDER = "QueryEmbedder"
 
+WARM_S = 60.0
+"""How long the query embedder may take to load the other model of a collection that has moved. The index that was left
+answers meanwhile."""
+
 HEALTH_CHECK_PERIOD_S = 1.0
 """Serve notices a dead replica only when it asks it; its default of 10 s would be two thirds of a recovery."""
 
@@ -52,17 +56,24 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
     from shoal.serve_apps.reranking import Reranker
     from shoal.serve_apps.search_service import SearchService
     from shoal.sources.kafka import open_producer
+    from shoal.store.index_state import STATE as INDEX_STATE
     from shoal.store.search import SearchIndex
     from shoal.store.state_files import read_state
     from shoal.store.writing import storage_options
 
+    vectors = QueryVectors(embed_through(embedder))
+
+    async def warm(index: SearchIndex) -> None:
+        await vectors.answers(index.model, WARM_S)  # the model is loaded before it is needed; or said why not
+
     return SearchService(
-        IndexProvider(partial(SearchIndex.open, settings.tables_uri, storage_options(settings), settings=settings)),
-        QueryVectors(embed_through(embedder)),
+        IndexProvider(partial(SearchIndex.open_current, settings, storage_options(settings)), warm=warm),
+        vectors,
         Commands(partial(open_producer, settings), settings.command_topic),
         partial(read_state, settings, "status.json"),
         Defaults.of(settings),
         Reranker.of(settings),
+        partial(read_state, settings, INDEX_STATE),
     )
 
 
@@ -74,9 +85,10 @@ class Rest:
         self._embedder = embedder
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
+        from shoal.serve_apps.cost import Costs
         from shoal.serve_apps.rest import create_rest
 
-        return create_rest(_service(self._settings, self._embedder), stamps=False)
+        return create_rest(_service(self._settings, self._embedder), stamps=False, costs=Costs(self._settings))
 
 
 class Mcp:

@@ -121,7 +121,7 @@ class CollectionSearches:
             "mode": page.mode,
             "next_cursor": None if reranks else way.marked(page.next_cursor),
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
-            "freshness": freshness_of(page, await self._lag.now()),
+            "freshness": freshness_of(page.freshness, page.unindexed_rows, await self._lag.now()),
             "warnings": [*warnings, *page.warnings],
             **({"as_of": page.as_of.shown()} if page.as_of else {}),
             **({"facets": _facets(page.facets)} if page.facets else {}),

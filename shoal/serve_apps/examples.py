@@ -54,6 +54,13 @@ _DOCUMENT = {
     "collected_at": "2025-01-20T14:30:00Z",
     "validation_status": "indexed",
 }
+_FRESHNESS = {
+    "indexed_through": "2025-01-20T14:30:04.120000Z",
+    "wait_token": "412",
+    "lag_records": 3,
+    "lag_s": 0.4,
+    "unindexed_rows": {"vector": 120, "keyword": 120},
+}
 _CHUNK = {
     "metadata_id": "prod:nyiso_load_forecast:load_20250120_14.json",
     "content_summary": "NYISO hourly load forecast by zone, MW ...",
@@ -75,13 +82,7 @@ SEARCH: Responses = {
             "next_cursor": None,
             "took_ms": 12.4,
             "indexed_through": "2025-01-20T14:30:04.120000Z",
-            "freshness": {
-                "indexed_through": "2025-01-20T14:30:04.120000Z",
-                "wait_token": "412",
-                "lag_records": 3,
-                "lag_s": 0.4,
-                "unindexed_rows": {"vector": 120, "keyword": 120},
-            },
+            "freshness": _FRESHNESS,
             "warnings": [],
         },
         "A page of documents; the chunk's fields only with `query`.",
@@ -125,13 +126,7 @@ COLLECTION_SEARCH: Responses = {
             "mode": "hybrid",
             "next_cursor": None,
             "took_ms": 14.1,
-            "freshness": {
-                "indexed_through": "2025-01-20T14:30:04.120000Z",
-                "wait_token": "412",
-                "lag_records": 3,
-                "lag_s": 0.4,
-                "unindexed_rows": {"vector": 120, "keyword": 120},
-            },
+            "freshness": _FRESHNESS,
             "warnings": [],
             "facets": {
                 "of": 412,
@@ -148,7 +143,47 @@ COLLECTION_SEARCH: Responses = {
         "A page of documents; score and chunks only with `query`.",
     )
 }
-BY_HASH: Responses = {200: _json({"exists": True, "data": _DOCUMENT, "count": 1}, 'Or `{"exists": false}`.')}
+COLLECTION_INDEX: Responses = {
+    200: _json(
+        {
+            "collection": "scraper",
+            "at": "2025-01-20T14:30:04Z",
+            "ok": True,
+            "indexes": [
+                {
+                    "table": "vectors",
+                    "column": "content_embedding",
+                    "kind": "ivf_pq",
+                    "rows": 20_001,
+                    "indexed": 19_880,
+                    "unindexed": 121,
+                    "deltas": 1,
+                    "size_bytes": 4_400_000,
+                    "partitions": 141,
+                    "training": "9f86d081884c7d65",
+                    "trained_rows": 18_000,
+                    "trained_at": "2025-01-20T12:00:00Z",
+                    "due": "nothing",
+                    "why": "covered and trained",
+                    "last_build": {"what": "train", "at": "2025-01-20T12:00:00Z", "took_s": 21.4, "outcome": "ok"},
+                    "failures": 0,
+                    "verified": {"after": "fold", "at": "2025-01-20T14:20:00Z", "outcome": "ok"},
+                }
+            ],
+            "build": None,
+            "requests": {},
+            "freshness": _FRESHNESS | {"unindexed_rows": {"vector": 121, "keyword": 121, "schema": 12, "hash": 0}},
+            "warnings": [],
+        },
+        "`indexes` is empty, with a warning, while no writer has described them.",
+    )
+}
+BY_HASH: Responses = {
+    200: _json(
+        {"exists": True, "data": _DOCUMENT, "count": 1, "freshness": _FRESHNESS | {"unindexed_rows": {"hash": 0}}},
+        'Or `{"exists": false, "freshness": ...}`.',
+    )
+}
 SPEC_BODY = _body(
     {"type": "object", "additionalProperties": True},
     {
@@ -171,7 +206,9 @@ SIMILAR: Responses = {
                     "content_summary": "NYISO hourly load forecast by zone, MW ...",
                     "id": _DOCUMENT["id"],
                 }
-            ]
+            ],
+            "freshness": _FRESHNESS | {"unindexed_rows": {"schema": 12}},
+            "warnings": [],
         }
     )
 }
@@ -201,6 +238,7 @@ FIX_PATTERNS: Responses = {
                     "context": {"dataset": "nyiso_load_forecast", "data_source": "NYISO"},
                 }
             ],
+            "freshness": _FRESHNESS | {"unindexed_rows": {"error": None}},
             "warnings": [],
         }
     )
@@ -276,6 +314,36 @@ INGEST: Responses = {
         },
         "Shortened; docs/status.md explains each field.",
     )
+}
+
+
+_SPENT = {
+    "usd": 0.0164, "requests": 12, "failed_requests": 1, "texts": 1024, "tokens": 900_000, "failed_tokens": 80_000,
+    "unpriced_tokens": 0,
+}  # fmt: skip
+COST: Responses = {
+    200: _json(
+        {
+            "by": ["source", "dataset"],
+            "since": "2025-01-20",
+            "until": "2025-01-20",
+            "currency": "USD",
+            "rows": [{"source": "NYISO", "dataset": "nyiso_load_forecast", **_SPENT}],
+            "total": _SPENT,
+            "recorded_through": "2025-01-20T14:30:04Z",
+            "at": "2025-01-20T14:30:09Z",
+            "warnings": [],
+            "budget": {
+                "level": "ok",
+                "spent_day_usd": 0.0164,
+                "limit_day_usd": 5.0,
+                "spent_month_usd": 1.25,
+                "limit_month_usd": None,
+            },
+        },
+        "Tokens are exact; `usd` leaves out `unpriced_tokens`, and is null where nothing of a row has a price.",
+    ),
+    422: PROBLEM,
 }
 
 

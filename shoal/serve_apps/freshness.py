@@ -15,7 +15,7 @@ from typing import Any
 
 from shoal.errors import ShoalError
 from shoal.serve_apps.flow import STATUS_AGE_S_MAX, age_s
-from shoal.store.requests import SearchPage
+from shoal.store.reading import Freshness
 
 STATUS_READ_S = 2.0
 """The supervisor publishes as often; reading more would tell nothing new."""
@@ -54,12 +54,14 @@ class Lag:
             self._read_at, self._reading = self._clock(), None
 
 
-def freshness_of(page: SearchPage, lag: Mapping[str, Any]) -> dict[str, Any]:
+def freshness_of(
+    freshness: Freshness, unindexed_rows: Mapping[str, int | None], lag: Mapping[str, Any]
+) -> dict[str, Any]:
     """The freshness of an answer. `wait_token` names the commit it was read at: who hands it to another search reads
-    no older state. `unindexed_rows`: chunks that each search scans beside the index (they are found all the same)."""
+    no older state. `unindexed_rows`: rows that each search scans beside the index (they are found all the same)."""
     return {
-        "indexed_through": page.freshness.committed_at,
-        "wait_token": str(page.freshness.commit_sequence),
+        "indexed_through": freshness.committed_at,
+        "wait_token": str(freshness.commit_sequence),
         **lag,
-        "unindexed_rows": page.unindexed_rows,
+        "unindexed_rows": unindexed_rows,
     }

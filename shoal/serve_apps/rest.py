@@ -19,6 +19,7 @@ from starlette.responses import Response
 
 from shoal import __version__
 from shoal.serve_apps import docs_page, examples, problems
+from shoal.serve_apps.cost import CostQuery, Costs
 from shoal.serve_apps.models import FixPatternsQuery, FixReport, InvalidParameter, ScrapeSearch
 from shoal.serve_apps.problems import JsonResponse, problem, request_id
 from shoal.serve_apps.search_service import SearchService
@@ -28,13 +29,15 @@ Search over the files that scrapers collected. Times are UTC, RFC 3339. Errors a
 `type` and a `detail` that says what to do. Lists page by an opaque `cursor`."""
 
 
-def create_rest(service: SearchService, *, stamps: bool = True) -> FastAPI:
-    """The application over `service`, which is closed with it. `stamps`: see RequestFrame."""
+def create_rest(service: SearchService, *, stamps: bool = True, costs: Costs | None = None) -> FastAPI:
+    """The application over `service` and `costs`, which are closed with it. `stamps`: see RequestFrame."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         service.close()
+        if costs is not None:
+            costs.close()
 
     app = FastAPI(
         title="Shoal", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
@@ -79,6 +82,18 @@ def create_rest(service: SearchService, *, stamps: bool = True) -> FastAPI:
         """The general search: filters as a tree, by meaning and words. Without `query`: newest first. What is unknown
         in the body is refused."""
         return JsonResponse(await service.collection_search(name, await _json_object(request, optional=True)))
+
+    @app.get(
+        "/api/v1/collections/{name}/index", tags=["collections"], response_class=JsonResponse,
+        dependencies=refuse_unknown, responses=examples.COLLECTION_INDEX,
+    )  # fmt: skip
+    async def collection_index(
+        name: Annotated[str, Path(max_length=200, description="The collection: scraper.")],
+    ) -> Response:
+        """The indexes as the writer last described them: rows, coverage, training, last build and verification, what is
+        due and why not yet. `ok` is false where verification found something or builds fail; searches are right
+        without any index, only slower."""
+        return JsonResponse(await service.collection_index(name))
 
     @app.get("/api/v1/scrapes/{hash}", tags=["scrapes"], response_class=JsonResponse, responses=examples.BY_HASH)
     async def by_hash(
@@ -142,6 +157,16 @@ def create_rest(service: SearchService, *, stamps: bool = True) -> FastAPI:
         `reasons` that say what to do; beside it what the supervisor last published (`ingest`) and its age, the
         state of the tables, and the feeds, those gone quiet first."""
         return JsonResponse(await service.ingest_status())
+
+    @app.get("/api/v1/cost", tags=["flow"], response_class=JsonResponse, responses=examples.COST)
+    async def cost(request: Request, parameters: Annotated[CostQuery, Query()]) -> Response:
+        """Tokens and money spent on embedding, from the ledger: by day, collection, source, dataset, model or lane.
+        `recorded_through` is when it was last written: what was spent since then is on its way, some ten seconds."""
+        if unknown := CostQuery.unknown(request.query_params):
+            raise InvalidParameter(unknown[0], "unknown parameter; see /docs for those of this call")
+        if costs is None:
+            raise HTTPException(503, "This process keeps no ledger.")
+        return JsonResponse(await costs.ask(parameters))
 
     @app.get("/api/v1/jobs/{job_id}", tags=["flow"], response_class=JsonResponse, dependencies=refuse_unknown)
     async def job(job_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]) -> Response:

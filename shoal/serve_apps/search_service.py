@@ -41,12 +41,16 @@ from shoal.serve_apps.reranking import Reranker
 from shoal.sources.commands import command_id
 from shoal.store.feeds import Catalogue
 from shoal.store.filters import And, Equals, Filter, Range
+from shoal.store.index_report import IndexReport, report
 from shoal.store.reading import Freshness
-from shoal.store.requests import Hit, SearchPage, SearchRequest
+from shoal.store.requests import QUERY_LENGTH_MAX, Hit, SearchPage, SearchRequest, check_collection
+from shoal.store.schemas import TableKind
 
 SUMMARY_CHARS_MAX = 1000
 SPEC_BYTES_MAX = 256 * 1024
 """An API's description that is embedded: only its first few thousand characters can matter."""
+SIMILAR_LOOK = 200
+"""Documents looked at for similar APIs by words: a busy dataset has many."""
 JOB_WAIT_S = 2.0
 """How long a caller of a command waits for its outcome before it gets 202: a commit takes some 0.3 s."""
 
@@ -69,13 +73,15 @@ class Index(Protocol):
     ) -> list[dict[str, Any]]: ...
     async def job(self, command_id: str) -> dict[str, Any] | None: ...
     async def freshness(self) -> Freshness: ...
+    async def unindexed_rows(self, kind: TableKind) -> Mapping[str, int | None]: ...
     async def counts(self) -> Mapping[str, int]: ...
     async def feeds(self) -> Catalogue | None: ...
 
 
 class SearchService:
     """One per replica. `index` returns the open index or raises TransientError while there is none;
-    `read_status` (blocking) returns what the supervisor last published, or None."""
+    `read_status` and `read_indexes` (blocking) return what the supervisor last published and what the writer says of
+    its indexes, or None."""
 
     def __init__(
         self,
@@ -85,11 +91,13 @@ class SearchService:
         read_status: Callable[[], Any | None],
         defaults: Defaults | None = None,
         reranker: Reranker | None = None,
+        read_indexes: Callable[[], Any | None] = lambda: None,
     ) -> None:
         self._index = index
         self._vectors = vectors
         self._commands = commands
         self._read_status = read_status
+        self._read_indexes = read_indexes
         self._lag = Lag(read_status)
         self._defaults = defaults or Defaults()
         self._collections = CollectionSearches(index, vectors, self._lag, self._defaults, reranker)
@@ -126,7 +134,7 @@ class SearchService:
             "next_cursor": way.marked(page.next_cursor),
             "took_ms": round(1000 * (time.perf_counter() - started), 1),
             "indexed_through": page.freshness.committed_at,
-            "freshness": freshness_of(page, await self._lag.now()),
+            "freshness": freshness_of(page.freshness, page.unindexed_rows, await self._lag.now()),
             "warnings": [*warnings, *page.warnings],
             **({"as_of": page.as_of.shown()} if page.as_of else {}),
             **({"explain": page.explain, "timings_ms": page.timings_ms} if asked.explain else {}),
@@ -136,14 +144,33 @@ class SearchService:
         """The general search: see collection_search.py."""
         return await self._collections.search(name, parameters)
 
+    async def collection_index(self, name: str) -> dict[str, Any]:
+        """What the writer last said of the indexes, as `shoal index status` shows it, and what the version that this
+        replica searches has outside of them. Raises UnknownCollectionError, TransientError."""
+        check_collection(name)
+        found, index = await asyncio.gather(asyncio.to_thread(self._read_indexes), self._index())
+        freshness = await index.freshness()
+        rows = {**await index.unindexed_rows("vectors"), **await index.unindexed_rows("metadata")}
+        described = report(found)
+        note = "no writer has described the indexes of these tables yet: start `shoal up`"
+        return {
+            "collection": name,
+            **(described or IndexReport(None, (), None, {})).shown(),
+            "freshness": freshness_of(freshness, rows, await self._lag.now()),
+            "warnings": [] if described else [note],
+        }
+
     async def by_hash(self, sha256: str) -> dict[str, Any]:
         """Whether a file with these bytes is known, and its newest row."""
         asked = Sha256Query.read({"hash": sha256})
-        rows = await (await self._index()).by_hash(asked.hash)
-        return {"exists": True, "data": rows[0], "count": len(rows)} if rows else {"exists": False}
+        index = await self._index()
+        fresh = await self._fresh(index, "metadata", "hash")
+        rows = await index.by_hash(asked.hash)
+        found = {"exists": True, "data": rows[0], "count": len(rows)} if rows else {"exists": False}
+        return {**found, "freshness": fresh}
 
     async def similar_apis(self, spec: Mapping[str, Any], limit: int = 10) -> dict[str, Any]:
-        """The scraped APIs most like the described one. Raises TransientError without an embedder."""
+        """The scraped APIs most like the described one; without an embedder, by the words in common."""
         asked = SimilarApisQuery.read({"limit": limit})
         if not any(value not in (None, "", {}, []) for value in spec.values()):
             raise InvalidParameter("body", "describe the API: endpoint, method, auth_required, response fields, ...")
@@ -156,13 +183,22 @@ class SearchService:
         # On a thread: a hostile description may take a while, and the loop also answers health checks.
         text = await asyncio.to_thread(describe_api, spec)
         index = await self._index()
-        hits = await index.similar_apis(await self._vectors.of(index.model, text), asked.limit)
-        return {"similar_apis": [_similar(hit) for hit in hits]}
+        fresh = await self._fresh(index, "metadata", "schema")
+        warnings: list[str] = []
+        try:
+            vector = await self._vectors.of(index.model, text)
+        except (TransientError, ConfigurationError) as error:
+            warnings.append(f"{error}: these APIs have words in common, and similarity_score is relative to the first")
+            hits = await _similar_by_words(index, text, asked.limit)
+        else:
+            hits = await index.similar_apis(vector, asked.limit)
+        return {"similar_apis": [_similar(hit) for hit in hits], "freshness": fresh, "warnings": warnings}
 
     async def fix_patterns(self, parameters: FixPatternsQuery | Mapping[str, Any]) -> dict[str, Any]:
         """Fixes tried for this scraper and error, and for similar errors; grouped by scraper, best first."""
         asked = FixPatternsQuery.read(parameters)
         index = await self._index()
+        fresh = await self._fresh(index, "fixes", "error")
         warnings: list[str] = []
         vector: Vector | None = None
         if asked.error_message:
@@ -178,7 +214,7 @@ class SearchService:
             {"scraper": scraper, "fix_history": fixes, "context": await self._context(index, scraper)}
             for scraper, fixes in scrapers.items()
         ]
-        return {"fix_patterns": patterns, "warnings": warnings}
+        return {"fix_patterns": patterns, "freshness": fresh, "warnings": warnings}
 
     async def report_fix(
         self, report: FixReport | Mapping[str, Any], *, idempotency_key: str | None, actor: str
@@ -251,6 +287,12 @@ class SearchService:
     def close(self) -> None:
         self._commands.close()
 
+    async def _fresh(self, index: Index, kind: TableKind, leg: str) -> dict[str, Any]:
+        """The freshness of an answer that is read from the table `kind` after this."""
+        freshness, unindexed = await index.freshness(), await index.unindexed_rows(kind)
+        known = {leg: unindexed[leg]} if leg in unindexed else {}
+        return freshness_of(freshness, known, await self._lag.now())
+
     async def _tables(self) -> dict[str, Any] | None:
         try:
             index = await self._index()
@@ -313,6 +355,18 @@ def _result(hit: Hit, *, explain: bool) -> dict[str, Any]:
     if explain:
         result["explain"] = hit.explain
     return result
+
+
+async def _similar_by_words(index: Index, text: str, limit: int) -> list[Hit]:
+    """As `Index.similar_apis`, of the documents with the most of the words of `text`: one for each API."""
+    words = text[:QUERY_LENGTH_MAX].replace('"', " ")  # what stands in quotes would have to occur so
+    page = await index.search(SearchRequest(mode="keyword", query=words, limit=SIMILAR_LOOK))
+    apis: dict[tuple[Any, ...], Hit] = {}
+    for hit in page.hits:
+        endpoint = (hit.chunk or {}).get("api_endpoint")
+        source = hit.metadata.get("data_source")
+        apis.setdefault((source, "endpoint", endpoint) if endpoint else (source, hit.metadata.get("dataset")), hit)
+    return list(apis.values())[:limit]
 
 
 def _similar(hit: Hit) -> dict[str, Any]:

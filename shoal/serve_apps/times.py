@@ -11,7 +11,7 @@ def time_bound(value: str, *, is_end: bool) -> tuple[datetime, bool]:
     includes that day. A '+' that a URL turned into a space is put back."""
     text = re.sub(r" (\d{2}:?\d{2})$", r"+\1", value.strip()) if "T" in value.upper() else value.strip()
     try:
-        if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text):
+        if ":" not in text and "T" not in text.upper():  # in any form of ISO 8601: 20250120 is that day too
             day = datetime.combine(date.fromisoformat(text), datetime.min.time(), UTC)
             return (day + timedelta(days=1), True) if is_end else (day, False)
         moment = datetime.fromisoformat(text)

@@ -28,6 +28,7 @@ from shoal.sources.versions import comparable, parse_time
 OUTCOME_HEADER = "shoal.outcome.id"
 OUTCOME_ID_CHARS_MAX = 200
 REPLAY_HEADER = "shoal.replay.of"  # `shoal replay`: the position of the message that this one repeats
+LANE_HEADER = "shoal.lane"  # `backfill`: the message announces history, and what is new goes before it
 # Unknown fields are kept with the row; more than this is a document in the wrong place, and would bloat every row.
 EXTRA_BYTES_MAX = 64 * 1024
 KEY_BYTES_MAX = 4096  # of a tombstone: ids are at most about 2 KiB
@@ -156,7 +157,8 @@ def parse_message(raw: RawMessage, settings: Settings) -> list[Work]:
     """The work that `raw` asks for. Raises BadDocument(NOT_JSON | SCHEMA_INVALID | UNKNOWN_VERSION | TOO_LARGE |
     LOCATION_REFUSED), and nothing else.
 
-    The position of the work is the message's, or its original's where it is a copy (`origin_of`).
+    The position of the work is the message's, or its original's where it is a copy (`origin_of`). A copy, and what the
+    header `shoal.lane` says of, is a backfill.
     A tombstone deletes the document that its key names; a key that names none deletes nothing, which the
     writer finds out. A tombstone without a usable key is a bad record: it can't mean anything.
     """
@@ -189,8 +191,12 @@ def parse_message(raw: RawMessage, settings: Settings) -> list[Work]:
         ]  # fmt: skip
     else:
         works = [_announcement(validated(Notification, body), position, waiting)]
-    if origin is not None:
-        works = [replace(work, is_replay=True) if isinstance(work, Announcement) else work for work in works]
+    is_backfill = (LANE_HEADER, b"backfill") in raw.headers
+    if origin is not None or is_backfill:
+        works = [
+            replace(work, is_replay=origin is not None, is_backfill=True) if isinstance(work, Announcement) else work
+            for work in works
+        ]
     return _numbered(works, waiting)
 
 

@@ -28,6 +28,7 @@ from enum import StrEnum
 from itertools import chain
 
 from shoal.records import Announcement, Command, Deletion, Position, Work
+from shoal.store.audit_expiry import NOTHING_EXPIRES, Expiry, is_beyond, said_rank
 from shoal.store.planning import Tombstone, Version, precedes
 from shoal.store.schemas import chunk_id
 
@@ -93,7 +94,8 @@ class _Said:
     position: Position
     path: int
     is_expected: bool
-    is_expired: bool
+    is_expired: bool  # by its own time
+    keeps: int | None  # versions of its document
 
 
 @dataclass(slots=True)
@@ -145,14 +147,14 @@ class Audit:
         *,
         is_event_id: Callable[[str], bool] = lambda _: False,
         dead_letters_are_whole: bool = True,
-        has_expired: Callable[[Announcement], bool] = lambda _: False,
+        expiry: Expiry = NOTHING_EXPIRES,
     ) -> None:
         """`is_event_id`: ids made from an S3 event, which may stand for another document's. `dead_letters_are_whole`:
-        the dead-letter topics still begin where they began. `has_expired`: retention takes its row, or has by now."""
+        the dead-letter topics still begin where they began. `expiry`: what retention takes, or has by now."""
         self._spans = dict(spans)
         self._is_event_id = is_event_id
         self._dead_letters_are_whole = dead_letters_are_whole
-        self._has_expired = has_expired
+        self._expiry = expiry
         self._documents: dict[str, _Document] = {}
         self._events: dict[int, list[_Said]] = {}  # path -> S3 events about it
         self._removals: dict[int, list[tuple[Position, bool, str | None]]] = {}  # path -> ObjectRemoved (of a version)
@@ -185,7 +187,7 @@ class Audit:
             if isinstance(work, Announcement):
                 said = _Said(
                     work.document_id, work.version, self._shared(work.position), hash(work.location or ""),
-                    is_expected, self._has_expired(work),
+                    is_expected, self._expiry.has_expired(work), self._expiry.versions(work),
                 )  # fmt: skip
                 if self._is_event_id(work.document_id):
                     self._events.setdefault(said.path, []).append(said)
@@ -333,7 +335,7 @@ class Audit:
             _is_kept(said, document) or _is_deleted(said.position, document) or _is_removed(said, document)
             for document in documents
         ):
-            if said.is_expired:
+            if said.is_expired or any(self._has_outlived(said, document) for document in documents):
                 self._counts["expired"] += 1
                 return
             detail = f"an S3 event of version {said.version!r} has no row"
@@ -353,7 +355,7 @@ class Audit:
             same = [row for row in document.rows if row.stored.version == said.version]
             if any(row.stored.position == said.position for row in same):
                 continue  # as an error: `_check_row` asks for its dead letter
-            if said.is_expired or is_gone:
+            if said.is_expired or is_gone or (not same and self._has_outlived(said, document)):
                 self._counts["expired"] += 1
                 continue
             found = f"there is {_told(same[0])}" if same else "it has no row"
@@ -362,6 +364,33 @@ class Audit:
             self._check_row(document_id, document, row)
         if document.rows:
             self._check_current(document_id, document)
+
+    def _has_outlived(self, said: _Said, document: _Document) -> bool:
+        """Whether retention took the row of `said` though its own time is not over: it is history, or was deleted."""
+        if any(precedes(said.position, at) and self._has_forgotten(at, document) for at, _ in document.deletions):
+            return True
+        removals = (at for at, _, version_id in self._removals.get(said.path, ()) if version_id is None)
+        if any(precedes(said.position, at) and self._expiry.took_memory(at) for at in removals):
+            return True
+        rank = said_rank(said.version, said.position)
+        if is_beyond(rank, said.keeps, (row.stored for row in document.rows)):
+            return True
+        if not any(row.stored.is_current for row in document.rows):
+            return False  # what made it history is gone itself: a loss explains nothing
+        later = (
+            other.position
+            for other in document.said
+            if other.is_expected
+            and said_rank(other.version, other.position) > rank
+            and not (_is_removed(other, document) or _is_deleted(other.position, document))
+        )
+        return self._expiry.took_history(said.position, later)
+
+    def _has_forgotten(self, deletion: Position, document: _Document) -> bool:
+        """Whether the deletion was done, as far as the rows tell, and is so old that nothing remembers it."""
+        return self._expiry.took_memory(deletion) and not any(
+            precedes(row.stored.position, deletion) for row in document.rows
+        )
 
     def _check_stones(self, document_id: str, document: _Document) -> None:
         """Only tombstones that the log may have said delete anything."""
@@ -393,6 +422,9 @@ class Audit:
     def _check_deletions(self, document_id: str, document: _Document) -> None:
         for at, is_expected in document.deletions:
             if not is_expected or any(precedes(at, stone) for stone in document.stones):
+                continue
+            if self._has_forgotten(at, document):
+                self._counts["expired"] += 1
                 continue
             if document.stones and len({(a.cluster, a.topic, a.partition) for a, _ in document.deletions}) > 1:
                 self._counts["undecided"] += 1

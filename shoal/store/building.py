@@ -73,6 +73,7 @@ def build(job: Job, tell: Any = lambda _: None) -> Report:
         dataset.optimize.optimize_indices(index_names=[job.name], num_indices_to_merge=job.merges)
     else:
         raise ValueError(f"no such build: {job.how}")
+    reach("build.made")
     version = int(dataset.version)
     if version == opened:  # a merge had nothing to do, and the version before may be cleaned away
         rows = int(dataset.count_rows())

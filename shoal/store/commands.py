@@ -1,10 +1,13 @@
-"""What commands do to the tables: reported fixes, marks on them, and the record of every command's outcome.
+"""What commands do to the tables: reported fixes, marks on them, spending, and the record of every command's outcome.
 
 Pure: the stored rows and a batch of commands in, rows out. A command is applied once by its id: a fix's own id
 is its command's, so a redelivery after a crash finds it. The same fix reported again counts on the first
 report's row instead of standing beside it. What a command asks wrongly is its own failure: it gets a job row
 that says so and a dead letter, and the others go on. The same message delivered again fails the same way, even if
 what it lacked has come meanwhile; the same command sent again is another message, and is tried.
+
+A command that tells what was spent is the one that leaves no job: it comes every few seconds for ever, and its rows
+themselves tell whether they hold it (spending.py).
 """
 
 from __future__ import annotations
@@ -21,9 +24,11 @@ import orjson
 
 from shoal.errors import BadDocument, DeadReason
 from shoal.records import FENCE_ID, Ack, EmbeddedCommand, Failure, Outcome, Position
+from shoal.spending import SPEND_KIND
 from shoal.store.index_requests import ACCEPTED, ACTS, accepted
 from shoal.store.rows import Row, check_key, check_vectors, clean
 from shoal.store.schemas import CollectionFacts
+from shoal.store.spending import StoredSpend
 
 FIX_NAME_MAX = 200
 _TEXT_MAX = {"scraper_name": FIX_NAME_MAX, "error_type": 200, "error_message": 8_000, "summary": 8_000, "diff": 200_000,
@@ -37,9 +42,10 @@ FixKey = tuple[str, str, str, str, str]
 
 @dataclass(slots=True)
 class CommandPlan:
-    """Rows to upsert in `scraper_fixes` and `shoal_jobs`, and one Ack per command in order."""
+    """Rows to upsert in `scraper_fixes`, `shoal_spend` and `shoal_jobs`, and one Ack per command in order."""
 
     fixes: list[Row] = field(default_factory=list)
+    spend: list[Row] = field(default_factory=list)
     jobs: list[Row] = field(default_factory=list)
     acks: list[Ack] = field(default_factory=list)
 
@@ -83,11 +89,14 @@ def plan_commands(
     sequence: int,
     now: datetime,
     repaired: Mapping[str, dict[str, Any] | BadDocument] = MappingProxyType({}),
+    stored_spend: Iterable[Row] = (),
 ) -> CommandPlan:
     """The plan for `batch`. `stored_fixes`: full rows of the fixes named by id, and of the unmerged ones of the
     scrapers concerned; `done`: ids of commands already applied; `failed`: id -> (place in the log, error) of those
-    that failed last. `sequence` goes into the job rows. `repaired`: id -> what a repair comes to, or why it fails."""
+    that failed last. `sequence` goes into the job rows. `repaired`: id -> what a repair comes to, or why it fails;
+    `stored_spend`: full rows of the ledger that the batch tells of."""
     plan = CommandPlan()
+    spend = StoredSpend(stored_spend)
     fixes: dict[str, Row] = {row["id"]: row for row in stored_fixes}
     by_key: dict[FixKey, Row] = {fix_key(row): row for row in fixes.values() if row["merged_into"] is None}
     changed: dict[str, Row] = {}
@@ -113,6 +122,10 @@ def plan_commands(
             check_key("command id", command.command_id)
             if command.command_id == FENCE_ID:
                 raise BadDocument(DeadReason.WRITE_REJECTED, f"{FENCE_ID} is no command's id")
+            if command.kind == SPEND_KIND:
+                is_new = spend.tell(fix_body(item), now)
+                plan.acks.append(Ack(Outcome.INDEXED if is_new else Outcome.UNCHANGED))
+                continue
             if command.kind == "fix":
                 result = _report(item, fixes, by_key, changed, facts)
             elif command.kind == "fix_mark":
@@ -149,7 +162,7 @@ def plan_commands(
             "applied_at": now,
             "commit_sequence": sequence,
         }
-    plan.fixes, plan.jobs = list(changed.values()), list(jobs.values())
+    plan.fixes, plan.spend, plan.jobs = list(changed.values()), spend.changed(), list(jobs.values())
     return plan
 
 

@@ -2,7 +2,13 @@
 
 A cursor is base64url of a checksum and JSON. The checksum catches damage and meddling, not a forger (it has
 no key); what is decoded is typed and bounded again, and its text enters SQL only as an escaped value, so a
-forged cursor can at worst ask for another page. Pure; fails with `CursorError`.
+forged cursor can at worst ask for another page.
+
+In front of it may stand the state of the tables that all pages are read from: a `Pin` (the versions that the first page
+of a ranking was read from), or what `as_of` found (past.py). It holds nothing: cleanup takes the versions as if no
+cursor named them, and the next page is then refused. Both name the turn in which the tables came into use
+(generations.py), where it is not the first: another generation may have the same versions and commits of other vectors.
+Pure; fails with `CursorError`.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -46,6 +53,50 @@ class OffsetCursor:
 
 
 Cursor = KeysetCursor | OffsetCursor
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The state after commit `sequence`, as the versions of the two tables it is in. `turn`: of their generation."""
+
+    sequence: int
+    metadata: int
+    vectors: int
+    turn: int = 0
+
+    def __str__(self) -> str:
+        """What the cursor begins with."""
+        return f"@{self.sequence}.{self.metadata}.{self.vectors}{shown_turn(self.turn)}~"
+
+
+_PIN = re.compile(r"@([0-9]{1,18})\.([0-9]{1,18})\.([0-9]{1,18})(?:\.([0-9]{1,18}))?~")
+_STATE = re.compile(rf"{_PIN.pattern}|~[0-9]{{1,18}}(?:\.[0-9]{{1,18}})?~[0-9a-f]*~")
+
+
+def shown_turn(turn: int) -> str:
+    """As it stands in cursors: those of the first generation have none."""
+    return f".{turn}" if turn else ""
+
+
+def check_turn(asked: int, turn: int) -> None:
+    """Raises CursorError for a cursor of tables that the collection was not in since the present `turn`."""
+    if asked != turn:
+        raise CursorError(
+            "these pages were read from other tables than the collection is in now (its embedding model was changed): "
+            "start again without the cursor"
+        )
+
+
+def split_pin(cursor: str | None) -> tuple[Pin, str] | None:
+    """The pin that `cursor` begins with, and what follows it ('': the first page)."""
+    found = _PIN.match(cursor) if cursor else None
+    return (Pin(*map(int, found.groups("0"))), found.string[found.end() :]) if found else None
+
+
+def from_start(cursor: str) -> str | None:
+    """A cursor of the first page in the state that `cursor` names; None: it names none."""
+    found = _STATE.match(cursor)
+    return found[0] if found else None
 
 
 def fingerprint(*parts: Any) -> str:

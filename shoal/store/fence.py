@@ -30,7 +30,8 @@ class Fence:
 
     `epoch` names the writer; `commit_sequence` counts its batches across the tables; `token` is one commit
     attempt's own name, by which a writer knows its commit again after an answer was lost. `progress` maps
-    (cluster, topic, partition) to the offset below which all is done, least recently reported first.
+    (cluster, topic, partition) to the offset below which all is done, least recently reported first. `moved_to`,
+    `turn`, `held_until_ms` (Unix time) and `is_copy` (this state was never the collection's): generations.py.
     """
 
     epoch: int
@@ -41,6 +42,10 @@ class Fence:
     layout: int
     token: str = ""
     progress: tuple[tuple[Partition, int], ...] = ()
+    moved_to: int = 0
+    turn: int = 0
+    held_until_ms: int = 0
+    is_copy: bool = False
 
     def positions(self) -> dict[Partition, int]:
         """(cluster, topic, partition) -> next offset."""
@@ -67,6 +72,10 @@ class Fence:
                 "layout": self.layout,
                 "token": self.token,
                 "progress": [[*partition, offset] for partition, offset in self.progress],
+                "moved_to": self.moved_to,
+                "turn": self.turn,
+                "held_until_ms": self.held_until_ms,
+                "is_copy": self.is_copy,
             }
         ).decode()
 
@@ -85,6 +94,10 @@ class Fence:
                 layout=int(raw["layout"]),
                 token=str(raw["token"]),
                 progress=tuple(((str(c), str(t), int(p)), int(n)) for c, t, p, n in raw["progress"]),
+                moved_to=int(raw.get("moved_to", 0)),
+                turn=int(raw.get("turn", 0)),
+                held_until_ms=int(raw.get("held_until_ms", 0)),
+                is_copy=bool(raw.get("is_copy", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise PermanentError(f"the fence row can't be read ({error}): restore the table from a backup") from None

@@ -5,8 +5,8 @@ than reciprocal ranks on most sets), whose weights are not the same for every qu
 scores decline over the first distinct ones. Where the words of a question stand in hundreds of documents to much the
 same effect, the keyword scores decline slowly and the vectors count for more; where they name something rare, they fall
 at once and the words do. No leg is ever silenced: each keeps LEAST of its weight, however flat. (That a ranking's
-scores tell how good it is: Zhou and Croft 2007, WIG; Shtok et al. 2012, NQC.) docs/search-quality.md has what was
-tried, and figures.
+scores tell how good it is: Zhou and Croft 2007, WIG; Shtok et al. 2012, NQC.) Further passages of a document count as
+far as they stand out by themselves. docs/search-quality.md has what was tried, and figures.
 
 Guarantee (weighted): scores lie in 0..1, and above 0; the best of a leg scores at least LEAST of the leg's weight; of
 two documents the one that is at least as good in every leg is never behind; a document that a leg misses gets nothing
@@ -20,13 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, log2
 
 VECTOR_WEIGHT, KEYWORD_WEIGHT = 0.7, 0.3
 RECIPROCAL_RANK_CONSTANT = 60  # Cormack, Clarke, Büttcher 2009: dampens the first ranks
 FEW = 10
 """Hits that are worth something by themselves, whatever their scores."""
 FIRST = 20
-"""Distinct scores over which the decline is read: two pages. At 15 and 30 the figures are much the same."""
+"""Distinct scores over which the decline is read: two pages. At 15 and 30 the figures are much the same. Also the
+passages of all documents among which a further one of a document has to be, to count."""
+FURTHER = 0.5
+"""What each next passage of a document counts of the one before: less is a little worse for pages, and a little better
+for code (docs/search-quality.md)."""
+LOOK = 256
+"""Hits to which the vector leg's decline is brought: a first look at documents of one passage each."""
 ALIKE = 3
 """Decimals of the way from a leg's best score to its zero within which scores are one: copies of a text that were
 embedded in different batches differ in the seventh."""
@@ -59,6 +66,20 @@ def normalise(scores: Mapping[str, float], floor: float = 0.0) -> dict[str, floa
     return {key: floor + (1.0 - floor) * (score - low) / (high - low) for key, score in scores.items()}
 
 
+def of_passages(leg: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """A leg's scores of documents, from the scores of their passages (of each document one or more, best first): the
+    best, and of further ones what they are above the FIRST-th passage of all, each FURTHER of the one before. So a
+    page with two good answers is ahead of one with the same best and no other, while length alone gives nothing:
+    neither do passages that would not stand among the first by themselves, nor any where there are no more than FIRST.
+    A document is at most twice as far above that bar as its best passage."""
+    every = sorted((score for passages in leg.values() for score in passages), reverse=True)
+    bar = every[FIRST - 1] if len(every) > FIRST else inf
+    return {
+        key: best + sum(FURTHER**place * max(0.0, score - bar) for place, score in enumerate(more, start=1))
+        for key, (best, *more) in leg.items()
+    }
+
+
 def decline(scores: Mapping[str, float], zero: float | None = None) -> float:
     """Of the way from a leg's best score to `zero` (None: to its worst), the share that lies within the FIRST distinct
     scores, 0..1: near 0 for many hits that are nearly alike, 0 where all are equal. 1 where there are no more hits
@@ -79,11 +100,15 @@ def adapted(
 ) -> tuple[float, float]:
     """`weights` of the two legs for this query, in sum as before and each at least LEAST of what it was. The scores of
     the keyword leg count from 0, which is what a miss has (BM25); those of the vector leg have no such point, and a
-    search for the nearest never misses. Unchanged where the vectors found FIRST documents or fewer (a collection so
-    small has no slope to read), where a leg found nothing, or both are level."""
+    search for the nearest never misses: they count from the worst hit, which is the further off the more hits there
+    are. Near similarities fall with about the logarithm of the rank, so that decline is brought to LOOK hits by it:
+    else 256 passages of seventy pages look steeper than those of as many functions. Unchanged where the vectors found
+    FIRST documents or fewer (a collection so small has no slope to read), where a leg found nothing, or both are
+    level."""
     if len(vector) <= FIRST or not keyword:
         return weights
-    of_vector, of_keyword = weights[0] * decline(vector) * EVEN, weights[1] * decline(keyword, 0.0)
+    of_vector = weights[0] * EVEN * decline(vector) * log2(len(vector)) / log2(LOOK)
+    of_keyword = weights[1] * decline(keyword, 0.0)
     if of_vector + of_keyword <= 0.0:
         return weights
     total = sum(weights)

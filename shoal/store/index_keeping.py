@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from shoal.errors import TransientError
+from shoal.faults import reach
 from shoal.settings import Settings
 from shoal.store import index_policy as policy
 from shoal.store import index_requests as requests
@@ -121,6 +122,10 @@ class IndexKeeper:
                 index.is_doubted = index.is_stale = True
                 return True
         return False
+
+    def is_doubted(self, kind: TableKind, name: str) -> bool:
+        """Whether what `doubt` asked for is still to be done."""
+        return any(index.is_doubted for index in self._indexes if (index.kind, index.name) == (kind, name))
 
     def reopened(self) -> None:
         """The tables were opened: what they owe is read from them."""
@@ -410,6 +415,7 @@ class IndexKeeper:
                 continue
             jobs = self._tables["jobs"]
             jobs.settle(epoch)
+            reach("writer.answering")
             requests.record(jobs, request, now)
             self._requests = [other for other in self._requests if other is not request]
             self._state.finish(request.id, "failed" if request.is_failed else "done", request.detail, now)

@@ -12,6 +12,7 @@ import orjson
 
 from shoal.errors import BadDocument
 from shoal.records import FENCE_ID, Deletion, Embedded, EmbeddedCommand, Position
+from shoal.spending import SPEND_KIND
 from shoal.store.commands import FIX_NAME_MAX, fix_body
 from shoal.store.index_requests import ACCEPTED
 from shoal.store.planning import Tombstone, Version, read_mark
@@ -21,11 +22,14 @@ from shoal.store.schemas import (
     IS_CURRENT,
     IS_DOCUMENT,
     METADATA_KEY,
+    SPEND_COLUMNS,
+    SPEND_KEY,
     TOMBSTONE,
     VECTOR_COLUMNS,
     revision,
     tombstone_revision,
 )
+from shoal.store.spending import told
 from shoal.store.tables import FencedTable
 
 _COLUMNS = (
@@ -109,3 +113,15 @@ def stored_commands(
         if row["status"] == "failed" and row["result"]
     }
     return found, done, failed
+
+
+def stored_spend(spend: FencedTable, batch: Sequence[EmbeddedCommand]) -> list[Row]:
+    """The rows of the ledger that a batch tells of. Raises TransientError."""
+    keys: dict[str, None] = {}
+    for item in batch:
+        if item.command.kind == SPEND_KIND:
+            try:
+                keys |= dict.fromkeys(key.text for key in told(fix_body(item)).counts)
+            except BadDocument:  # the plan says so to its sender
+                continue
+    return spend.rows_of(SPEND_COLUMNS, SPEND_KEY, keys, IS_DOCUMENT) if keys else []

@@ -29,6 +29,7 @@ from lance.optimize import Compaction, CompactionOptions, CompactionTask
 from shoal.errors import FencedError, TransientError
 from shoal.faults import reach
 from shoal.settings import Settings
+from shoal.store.compaction import FAN_IN, Fragment, left_alone
 from shoal.store.index_keeping import FTS, FTS_OPTIONS, IndexKeeper
 from shoal.store.index_policy import Counts, folds_in_place
 from shoal.store.index_views import index_name, views
@@ -36,19 +37,24 @@ from shoal.store.orphans import fileless_indexes, sweep, sweep_state
 from shoal.store.purging import Purger
 from shoal.store.remaking import Remakes
 from shoal.store.schemas import VECTOR_COLUMNS, TableKind
+from shoal.store.scrubbing import Scrubber
 from shoal.store.snapshots import Keeping, SnapshotKeeper
 from shoal.store.tables import CommitRefused, FencedTable, lance_errors
 from shoal.store.verification import rows_changed
 
 FRAGMENT_BYTES = 64 * 1024 * 1024
-"""Size up to which compaction joins fragments. Every compaction rewrites the unfinished last one: much above,
-that stalls the writer for seconds; much below, a big table has thousands of files to open."""
+"""Size up to which compaction joins fragments (compaction.py: which of them). Much above, one join stalls the writer
+for seconds; much below, a big table has thousands of files to open."""
 COMPACTION_BYTES_MAX = 4 * FRAGMENT_BYTES
 """What one step rewrites at most (seconds of work); the next step goes on from there."""
 FOLD_AGAIN = timedelta(seconds=60)
 """After a fold of one index failed: the storage may have been unwell. Failing again it is the index that is."""
 FOLD_ROWS = 1_500
 """Chunks written that make folding them into the indexes due: keyword search costs 23 us for each that is not."""
+FOLD_SHARE = 1 / 20
+"""Of a small table's chunks, when it is compacted: a fold writes its indexes anew, however few rows it takes in."""
+FOLD_AGE = timedelta(seconds=60)
+"""So long new rows stay outside the indexes at most, however few they are."""
 _ROW_TEXT_BYTES = 1024  # of a row beside its vector, by rule of thumb
 
 BTREE, BITMAP = "BTREE", "BITMAP"
@@ -57,6 +63,7 @@ AT_ONCE: dict[TableKind, dict[str, str]] = {
     "vectors": {"id": BTREE, "content_summary": FTS},  # keyword search fails where there is no index
     "fixes": {},
     "jobs": {"command_id": BTREE},
+    "spend": {},  # a row per key and day: thousands in a year, which a scan reads in milliseconds
 }
 LATER: dict[TableKind, dict[str, str]] = {
     "metadata": {
@@ -69,6 +76,7 @@ LATER: dict[TableKind, dict[str, str]] = {
     },
     "fixes": {},
     "jobs": {},
+    "spend": {},
 }  # fmt: skip
 """Scalar indexes made once a table has SCALAR_ROWS_MIN rows."""
 SCALAR_ROWS_MIN = 1_000
@@ -81,8 +89,10 @@ log = logging.getLogger("shoal.store")
 class Maintenance:
     """What is due on the tables of one writer. `committed` and `reopened` tell it what the writer did."""
 
-    def __init__(self, tables: dict[TableKind, FencedTable], settings: Settings) -> None:
+    def __init__(self, tables: dict[TableKind, FencedTable], settings: Settings, *, keeps_states: bool = True) -> None:
+        """`keeps_states`: for `as_of`; those of a copy were never the collection's."""
         self._tables = tables
+        self._keeps_states = keeps_states
         self._uri = tables["metadata"].uri.rpartition("/")[0]
         self._compact_commits = settings.compact_commits
         self._cleanup_age = timedelta(seconds=settings.cleanup_age_s)
@@ -91,6 +101,7 @@ class Maintenance:
         self._steps: deque[Step] = deque()
         self._commits = 0
         self._rows_since_fold = 0
+        self._folded_at: datetime | None = None
         self._cleaned_at: datetime | None = None
         self._held_back: set[TableKind] = set()  # tables whose compaction and fold wait for a build
         self._unfolded: dict[tuple[TableKind, str], int] = {}  # index -> its folds in a row that failed
@@ -103,13 +114,19 @@ class Maintenance:
             settings, {"metadata": tables["metadata"], "vectors": tables["vectors"]}, self._snapshots, self._compact,
             self._rebuild_scalar,
         )  # fmt: skip
+        text = index_name("content_summary")
+        self._scrubber = Scrubber(
+            settings, {"metadata": tables["metadata"], "vectors": tables["vectors"]}, self._snapshots, self._compact,
+            partial(self._rebuild_scalar, but=FTS), lambda: self._keeper.doubt("vectors", text),
+            lambda: self._keeper.is_doubted("vectors", text),
+        )  # fmt: skip
         self.unindexed_rows = 0
         self.last = "none yet"
 
     def committed(self, chunks: int) -> None:
         """A batch was written."""
         self._commits += 1
-        self._rows_since_fold += chunks
+        self._rows_since_fold += max(1, chunks)  # without chunks a commit wrote metadata
         self.unindexed_rows += chunks
 
     def reopened(self) -> None:
@@ -184,24 +201,30 @@ class Maintenance:
                 self._steps.append(partial(self._compact, kind))
                 self._steps.append(partial(self._fold, kind))
             self._held_back.clear()
-        if self._keeper.new_optimize() or self._commits >= self._compact_commits:
+        if self._folded_at is None:
+            self._folded_at = now
+        is_asked = self._keeper.new_optimize()
+        if is_asked or self._commits >= self._compact_commits:
             self._commits = 0
             for kind in self._tables:
                 if kind == building:
                     self._held_back.add(kind)
                 else:
-                    self._steps.append(partial(self._compact, kind))
+                    self._steps.append(partial(self._compact, kind, everything=is_asked))
             self._steps.extend(self._index_steps(AT_ONCE))  # a step that failed is tried again
             self._steps.extend(self._index_steps(LATER))
             self._keeper.changed()
-            self._rows_since_fold = FOLD_ROWS
-        if self._rows_since_fold >= FOLD_ROWS or (self._fold_again_at is not None and now >= self._fold_again_at):
-            self._rows_since_fold, self._fold_again_at = 0, None
+            if is_asked or self._rows_since_fold >= FOLD_SHARE * self._tables["vectors"].count():
+                self._rows_since_fold = FOLD_ROWS
+        is_old = self._rows_since_fold > 0 and now - self._folded_at >= FOLD_AGE
+        is_again = self._fold_again_at is not None and now >= self._fold_again_at
+        if self._rows_since_fold >= FOLD_ROWS or is_old or is_again:
+            self._rows_since_fold, self._fold_again_at, self._folded_at = 0, None, now
             for kind in self._tables:
                 self._steps.append(partial(self._fold, kind))
                 if kind == building:  # what the build holds back of it
                     self._held_back.add(kind)
-        if (
+        if self._keeps_states and (
             self._snapshots_at is None
             or self._snapshots.is_learning
             or now - self._snapshots_at >= self._snapshots.interval
@@ -210,6 +233,8 @@ class Maintenance:
             self._steps.append(partial(self._keep_snapshots, now))  # before what they keep is cleaned away
         if building is None and (request := self._purger.due(now)) is not None:
             self._steps.append(partial(self._purger.step, request, now))
+        if building is None and self._scrubber.due(now):
+            self._steps.append(partial(self._scrubber.step, now))
         if building is None and (self._cleaned_at is None or now - self._cleaned_at >= self._cleanup_age / 2):
             self._cleaned_at = now  # at the start too: the writer before us may have been killed
             for kind in self._tables:
@@ -227,8 +252,10 @@ class Maintenance:
         table = self._tables[kind]
         table.settle(epoch)
         before = table.count()
-        if "index" in doing:
+        if doing.startswith("indexing"):
             reach("writer.indexing")
+        elif doing.startswith("folding"):
+            reach("writer.folding")
         try:
             with lance_errors(f"{doing} {table.uri}"):
                 result = operation(table.dataset)
@@ -262,15 +289,22 @@ class Maintenance:
         self._verify(kind, f"indexing {column}", epoch, frozenset({index_name(column)}))
         return f"indexed {column} of {kind}"
 
-    def _compact(self, kind: TableKind, epoch: int) -> str | None:
+    def _compact(self, kind: TableKind, epoch: int, everything: bool = False) -> str | None:
+        """Join small fragments, those that are due or `everything`, and rewrite those worn by deletions."""
         table = self._tables[kind]
         target = FRAGMENT_BYTES // (table.facts.vector_bytes + _ROW_TEXT_BYTES)
         options: CompactionOptions = {"target_rows_per_fragment": target, "max_source_bytes": COMPACTION_BYTES_MAX}
-        if self._purger.is_thorough:
+        is_thorough = self._purger.is_thorough or self._scrubber.is_thorough
+        if is_thorough:
             options["materialize_deletions_threshold"] = 0.0
         from_json: Any = CompactionTask.from_json  # type: ignore[attr-defined]
 
         def compact(dataset: Any) -> Any:
+            if not everything and not is_thorough:
+                found = [
+                    Fragment(one.fragment_id, one.physical_rows, one.num_deletions) for one in dataset.get_fragments()
+                ]
+                options["excluded_fragment_ids"] = left_alone(found, min(FAN_IN, max(2, self._compact_commits)))
             tasks: list[Any] = list(Compaction.plan(dataset, options).tasks)
             if not tasks:
                 return None
@@ -336,11 +370,12 @@ class Maintenance:
         self._unfolded.pop((kind, name), None)
         return True
 
-    def _rebuild_scalar(self, kind: TableKind, epoch: int) -> None:
-        """Make the scalar and full-text indexes of a table anew: a fold leaves what deleted rows said in them."""
+    def _rebuild_scalar(self, kind: TableKind, epoch: int, but: str = "") -> None:
+        """Make the scalar and full-text indexes of a table anew, but for those of one type: a fold leaves what deleted
+        rows said in them."""
         held = self._indexed(kind)
         for column, sort in (AT_ONCE[kind] | LATER[kind]).items():
-            if index_name(column) in held:
+            if index_name(column) in held and sort != but:
                 self._remake(kind, column, sort, epoch)
 
     def _remake(self, kind: TableKind, column: str, sort: str, epoch: int) -> None:

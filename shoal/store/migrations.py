@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from shoal.errors import ConfigurationError
+from shoal.faults import reach
 from shoal.store.rows import Row
 from shoal.store.schemas import LAYOUT_VERSION, TableKind, collection_facts, table_schema
 from shoal.store.tables import FencedTable, lance_errors
@@ -61,8 +62,10 @@ def migrate(tables: Mapping[TableKind, FencedTable], epoch: int) -> list[str]:
         for step in _way(table):
             table.settle(epoch)
             step.change(table)
+            reach("writer.migrating")
             table.settle(epoch)
             table.commit((), replace(table.fence, layout=step.to_layout, token=uuid.uuid4().hex))
+            reach("writer.migrated")
             with lance_errors(f"changing the schema of {table.uri}"):
                 table.dataset.update_schema_metadata({"shoal.layout": str(step.to_layout)})
             table.settle(epoch)

@@ -7,7 +7,8 @@ neighbouring snapshots, some dozen looks at a fence, and what was looked at is r
 
 Guarantee: the two versions belong together (the chunks' is the last one not past the metadata's commit), and the
 live handles never move. Handles on the past are few (`PINNED_MAX`) and share the live ones' caches. A state whose
-files go while it is read is looked for again; then it may be an earlier one, and the answer says so.
+files go while it is read is looked for again; then it may be an earlier one, and the answer says so. Pages of a ranking
+of the present are read here too, from the very versions of their first page (`pages`), and from no others.
 
 Fails with QueryError for what is not kept, naming the earliest that is; else as `Tables` does.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from shoal.store.cursors import CursorError
+from shoal.store.cursors import CursorError, Pin, check_turn, shown_turn
 from shoal.store.fence import Fence
 from shoal.store.filters import QueryError
 from shoal.store.reading import Freshness, Tables, View, _guarded, _VanishedError
@@ -31,8 +33,9 @@ from shoal.store.requests import AsOf
 from shoal.store.schemas import FENCE_PREDICATES, TableKind
 from shoal.store.snapshots import PairKind, Snapshot, paired
 
-PINNED_MAX = 4
-"""States held open at once: an agent compares two or three. Each holds two handles, whose files cleanup may take."""
+PINNED_MAX = 8
+"""States held open at once: an agent compares two or three, others turn pages. Each holds two handles, whose files
+cleanup may take; one that is not held is opened in some 10 ms, on S3 by a handful of requests."""
 FENCES_MAX = 10_000  # remembered looks, some 100 bytes each
 TAGS_AGE_S = 10.0  # how long a listing of the tags is believed; a snapshot is made every few minutes
 _ATTEMPTS = 3
@@ -66,8 +69,13 @@ class PinnedTables(Tables):
     def __init__(self, live: Tables, state: State, freshness: Freshness) -> None:
         super().__init__(live._connection, live._uri, live._collection, float("inf"))
         self.facts = live.facts
+        self.tunings = live.tunings  # else a page would be searched otherwise than the one before it
         self._state = state
-        self._view = View(0, freshness)
+        self.is_fresh_as(freshness)
+
+    def is_fresh_as(self, freshness: Freshness) -> None:
+        """What answers say of themselves."""
+        self._view = View(0, freshness, self._state.metadata, self._state.vectors)
 
     async def view(self, max_age_s: float | None = None) -> View:
         assert self._view is not None
@@ -115,6 +123,8 @@ class Past(Generic[T]):
         """`ask(index of the state, inner cursor)`, the state, and the prefix for the next cursor. `when` may be None
         where the cursor names the state. Raises QueryError, CursorError, TransientError."""
         prefix, inner = (None, None) if cursor is None else split_cursor(cursor, when)
+        if prefix is not None:
+            check_turn(prefix.turn, self._live.turn)
         for attempt in range(_ATTEMPTS):
             try:
                 async with self._lock:
@@ -122,13 +132,36 @@ class Past(Generic[T]):
                     index = await self._open(state)
                 if prefix is not None and state.as_of.sequence != prefix.sequence:
                     raise CursorError(f"commit {prefix.sequence} is no longer kept: start again without the cursor")
-                marked = prefix or CursorPrefix(state.as_of.sequence, mark(when))
-                return await ask(index, inner), state, str(marked)
+                marked = prefix or CursorPrefix(state.as_of.sequence, mark(when), self._live.turn)
+                return await ask(index, inner or None), state, str(marked)
             except _VanishedError:  # cleaned away since it was found
                 self._forget()
                 if attempt == _ATTEMPTS - 1:
                     raise
         raise AssertionError("unreachable")
+
+    async def pages(self, pin: Pin, ask: Callable[[T], Awaitable[P]]) -> P:
+        """`ask(index of the pinned versions)`. Raises CursorError where they are gone, TransientError."""
+        check_turn(pin.turn, self._live.turn)
+        key = (pin.metadata, pin.vectors)
+        gone = CursorError(
+            f"the state that these pages were read from (commit {pin.sequence}) is no longer kept: start again without "
+            "the cursor"
+        )
+        try:
+            if key not in self._pinned:
+                state = State(AsOf(pin.sequence, None), pin.metadata, pin.vectors, exact=True)
+                tables = PinnedTables(self._live, state, Freshness(pin.sequence, None))
+                fence = await tables.fence("metadata")
+                if fence is None or fence.commit_sequence != pin.sequence:  # of tables that were there before these
+                    raise gone
+                tables.is_fresh_as(Freshness(fence.commit_sequence, fence.committed_at, fence.positions()))
+                await self._keep(key, tables)
+            self._pinned.move_to_end(key)
+            return await ask(self._pinned[key][1])
+        except _VanishedError:
+            self._pinned.pop(key, None)
+            raise gone from None
 
     async def find(self, when: When | None) -> State:
         """The state of `when` (a commit sequence, or an aware time), or the newest kept before it."""
@@ -223,6 +256,8 @@ class Past(Generic[T]):
         if not rows:  # the version that made the table holds none yet
             return None
         fence = Fence.from_json(rows[0]["fence"])
+        if fence.is_copy:  # the collection was in other tables then
+            return None
         seen = self._looks[kind, version] = Look(fence.commit_sequence, fence.committed_at)
         while len(self._looks) > FENCES_MAX:
             self._looks.popitem(last=False)
@@ -237,14 +272,18 @@ class Past(Generic[T]):
     async def _open(self, state: State) -> T:
         key = (state.metadata, state.vectors)
         if key not in self._pinned:
-            tables = PinnedTables(self._live, state, Freshness(state.as_of.sequence, state.as_of.committed_at))
-            await tables.handle("metadata")
-            await tables.handle("vectors")
-            self._pinned[key] = (tables, self._serve(tables))
-            while len(self._pinned) > PINNED_MAX:
-                self._pinned.popitem(last=False)  # a search may still read it: its handles close with the last one
+            await self._keep(
+                key, PinnedTables(self._live, state, Freshness(state.as_of.sequence, state.as_of.committed_at))
+            )
         self._pinned.move_to_end(key)
         return self._pinned[key][1]
+
+    async def _keep(self, key: tuple[int, int], tables: PinnedTables) -> None:
+        await tables.handle("metadata")
+        await tables.handle("vectors")
+        self._pinned.setdefault(key, (tables, self._serve(tables)))
+        while len(self._pinned) > PINNED_MAX:
+            self._pinned.popitem(last=False)  # a search may still read it: its handles close with the last one
 
     def _forget(self) -> None:
         self._looks.clear()
@@ -282,13 +321,14 @@ async def _tags_of(table: Any) -> dict[str, int]:
 @dataclass(frozen=True, slots=True)
 class CursorPrefix:
     """What a cursor of the past begins with: the state that the pages before were read from, and which `as_of` was
-    asked for."""
+    asked for; `turn`: of the tables' generation."""
 
     sequence: int
     asked: str
+    turn: int = 0
 
     def __str__(self) -> str:
-        return f"~{self.sequence}~{self.asked}~"
+        return f"~{self.sequence}{shown_turn(self.turn)}~{self.asked}~"
 
 
 def mark(when: When | None) -> str:
@@ -301,11 +341,14 @@ def is_past_cursor(cursor: str | None) -> bool:
 
 
 def split_cursor(cursor: str, when: When | None) -> tuple[CursorPrefix, str]:
-    """The prefix and the inner cursor. Raises CursorError where it belongs to another `as_of`; with None the cursor
-    alone decides."""
-    _, sequence, asked, inner = [*cursor.split("~", 3), "", "", ""][:4]
-    if not is_past_cursor(cursor) or not sequence.isdecimal() or len(sequence) > 18 or not inner:
+    """The prefix and the inner cursor, '' at the first page. Raises CursorError where it belongs to another `as_of`;
+    with None the cursor alone decides."""
+    parts = cursor.split("~", 3)
+    _, state, asked, inner = [*parts, "", "", ""][:4]
+    named = re.fullmatch(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?", state)
+    if not is_past_cursor(cursor) or len(parts) < 4 or named is None:
         raise CursorError("the cursor belongs to a search without as_of; start again without it")
     if when is not None and asked != mark(when):
         raise CursorError("the cursor belongs to another as_of; repeat the query unchanged, or start without it")
-    return CursorPrefix(int(sequence), asked), inner
+    sequence, turn = map(int, named.groups("0"))
+    return CursorPrefix(sequence, asked, turn), inner

@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from shoal.errors import TransientError
+from shoal.faults import reach
 from shoal.settings import Settings
 from shoal.store.orphans import sweep
 from shoal.store.schemas import IS_DOCUMENT, TOMBSTONE, TableKind, metadata_table, table_uri, vectors_table
@@ -112,6 +113,7 @@ class Purger:
                     self._rebuild(kind, epoch)
             finally:
                 self.is_thorough = False
+            reach("writer.purging")
             self._rewritten, self._held_since = request.id, None
             return f"rewrote what held rows deleted before commit {request.sequence}"
         for table in self._tables.values():
@@ -119,6 +121,7 @@ class Purger:
                 table.dataset.cleanup_old_versions(HOLD, error_if_tagged_old_versions=False)
             sweep(table, HOLD)
             table.settle(epoch)
+        reach("writer.purged")
         write_state(self._settings, ANSWER, {"id": request.id, "sequence": request.sequence, "at": now.isoformat()})
         self._done = request.id
         return f"no version holds rows deleted before commit {request.sequence}"

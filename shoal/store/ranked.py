@@ -2,8 +2,9 @@
 
 Guarantee: a chunk counts only if the document's current metadata has its version, so half of a document is
 never seen; a document appears once, by its best chunks; `limit` documents come back where so many match within
-the deepest look. Legs look at fixed depths, each four times the last, and what a deeper look adds is appended
-behind what the one before has ranked: so pages of the same data fit together, whatever their size.
+the deepest look, and a filter loses none (selections.py). Legs look at fixed depths, each four times the last, and
+what a deeper look adds is appended behind what the one before has ranked: so pages of the same data fit together,
+whatever their size.
 
 It does not validate what is asked (search.py does), and reads only through `Tables`.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -22,7 +24,8 @@ from shoal.store.conditions import CHUNK_FILTERS, METADATA_FILTERS, among, split
 from shoal.store.filters import Filter
 from shoal.store.keywords import Keywords
 from shoal.store.reading import Row, Tables
-from shoal.store.schemas import IS_CURRENT, METADATA_COLUMNS, TableKind, revision
+from shoal.store.schemas import IS_CURRENT, METADATA_COLUMNS, TableKind, document_of, revision
+from shoal.store.selections import Look, Selection
 
 DEPTHS = (256, 1_024, 4_096, 16_384)
 """Chunks that each leg looks at. A page of 10 is nearly always within the first (2 ms); the last bounds the work."""
@@ -32,6 +35,9 @@ SPARE = 8  # candidates looked up beyond those wanted, for the few that turn out
 CHUNKS_MAX = 5  # chunks of one document in an answer; who wants all of them reads the document
 METADATA_ROW = ("revision", *METADATA_COLUMNS)
 _LIGHT = ("id", "metadata_id", "document_version")
+
+_RAW = {"vector": "_distance", "keyword": "_score"}
+_SIGN = {"vector": 1.0, "keyword": -1.0}  # the least distance and the highest score are best
 
 FusionMethod = Literal["weighted", "rrf"]
 LEGS = ("vector", "keyword")
@@ -46,21 +52,22 @@ WEIGHTS: Mapping[FusionMethod, Mapping[str, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one leg found of a document: its best chunk, the place among documents, the raw and 0..1 score; and
-    `chunks`, the best first, at most CHUNKS_MAX."""
+    """What one leg found of a document: its best chunk, the place among documents, the raw and 0..1 score; `chunks`,
+    the best first, at most CHUNKS_MAX; and the raw scores of all that the look found, likewise."""
 
     chunk_id: str
     rank: int
     raw: float
     score: float
     chunks: Sequence[str] = ()
+    passages: Sequence[float] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A document in its place. `legs` maps "vector" and "keyword" to what they found, `parts` to that as 0..1 (None:
-    missed), `weights` to what they counted for: the sum of part times weight is `score`. `tier` is the look (index of
-    DEPTHS) that ranked it: those of one tier keep their order however deep a later page looks."""
+    missed), `weights` to what they counted for: the sum of part times weight is `score`. `tier` is the look (from 0)
+    that ranked it: those of one tier keep their order however deep a later page looks."""
 
     revision: str
     score: float
@@ -80,14 +87,16 @@ class Candidate:
 class Ranking:
     """`documents`: best first, each with its metadata row. `complete`: no further document matches. `dropped`:
     candidates whose version is not current, or whose metadata does not meet the filter. `weights`: what each leg
-    counted for in the first look; empty where nothing was found."""
+    counted for in the first look; empty where nothing was found. `look`: the last of `looks`."""
 
     chunk_condition: str
     metadata_condition: str
     documents: list[tuple[Candidate, Row]] = field(default_factory=list)
     complete: bool = True
     dropped: int = 0
-    depth: int = 0
+    look: Look = field(default_factory=lambda: Look(0, "false"))
+    looks: int = 0
+    selection: Selection = field(default_factory=Selection)
     weights: Mapping[str, float] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
 
@@ -113,30 +122,31 @@ async def rank(
     )
     if on_documents is not None:
         condition = where(IS_CURRENT, on_documents, columns=METADATA_FILTERS)
-        rows = await tables.rows("metadata", condition, ["id"], PUSHED_DOCUMENTS_MAX + 1)
-        if len(rows) <= PUSHED_DOCUMENTS_MAX:
-            named = among("metadata_id", [row["id"] for row in rows])
-            ranking.chunk_condition = " and ".join(filter(None, [ranking.chunk_condition, named]))
+        ranking.selection = await Selection.of(tables, condition, PUSHED_DOCUMENTS_MAX)
     known: dict[str, Row | None] = {}
+    candidates: list[Candidate] = []
     spent = {"legs": 0.0, "documents": 0.0}
-    for depth in DEPTHS:
-        started = time.monotonic()
-        legs = dict(
-            await asyncio.gather(
-                *([_vector_leg(tables, vector, ranking.chunk_condition, depth, filters)] if vector is not None else []),
-                *([_keyword_leg(tables, text, ranking.chunk_condition, depth)] if text is not None else []),
+    narrow = filters is not None
+    async with aclosing(ranking.selection.looks(tables, ranking.chunk_condition, DEPTHS)) as looks:
+        async for look in looks:
+            started = time.monotonic()
+            legs = dict(
+                await asyncio.gather(
+                    *([_vector_leg(tables, vector, look, narrow=narrow)] if vector is not None else []),
+                    *([_keyword_leg(tables, text, look)] if text is not None else []),
+                )
             )
-        )
-        ranking.depth = depth
-        ranking.complete = all(len(rows) < depth for rows in legs.values())
-        searched = time.monotonic()
-        candidates = _tiers(legs, depth, method)
-        ranking.weights = candidates[0].weights if candidates else {}
-        await _confirm(tables, ranking, candidates, known, wanted, pool)
-        spent["legs"] += searched - started
-        spent["documents"] += time.monotonic() - searched
-        if ranking.complete or len(ranking.documents) >= wanted:
-            break
+            ranking.look = look
+            ranking.complete = all(len(rows) < look.depth for rows in legs.values())
+            searched = time.monotonic()
+            candidates += _further(candidates, legs, look, ranking.looks, method)
+            ranking.looks += 1
+            ranking.weights = candidates[0].weights if candidates else {}
+            await _confirm(tables, ranking, candidates, known, wanted, pool)
+            spent["legs"] += searched - started
+            spent["documents"] += time.monotonic() - searched
+            if ranking.complete or len(ranking.documents) >= wanted:
+                break
     ranking.timings_ms = {name: round(1000 * seconds, 2) for name, seconds in spent.items()}
     return ranking
 
@@ -157,8 +167,9 @@ async def _confirm(
         if len(ranking.documents) >= max(wanted, enough):
             break
         part = candidates[at : at + size]
-        asked = [one.revision for one in part if one.revision not in known]
-        known.update(dict.fromkeys(asked))
+        fresh = [one.revision for one in part if one.revision not in known]
+        known.update(dict.fromkeys(fresh))
+        asked = [name for name in fresh if ranking.selection.may_hold(document_of(name))]
         for row in await rows_among(tables, "metadata", "revision", asked, METADATA_ROW, ranking.metadata_condition):
             known[row["revision"]] = row
         for one in part:
@@ -170,14 +181,27 @@ async def _confirm(
         at, size = at + size, 4 * size
 
 
-async def _vector_leg(
-    tables: Tables, vector: Vector, condition: str, depth: int, filters: Filter | None
-) -> tuple[str, list[Row]]:
-    return "vector", await tables.nearest("vectors", vector, condition, _LIGHT, depth, narrow=filters is not None)
+async def _vector_leg(tables: Tables, vector: Vector, look: Look, *, narrow: bool) -> tuple[str, list[Row]]:
+    found: list[Row] = []
+    for condition, is_narrow in look.parts():
+        rows = await tables.nearest("vectors", vector, condition, _LIGHT, look.depth, narrow=narrow and is_narrow)
+        found = _best("vector", found, rows, look.depth)
+    return "vector", found
 
 
-async def _keyword_leg(tables: Tables, text: Keywords, condition: str, depth: int) -> tuple[str, list[Row]]:
-    return "keyword", await tables.matching("vectors", text, "content_summary", condition, _LIGHT, depth)
+async def _keyword_leg(tables: Tables, text: Keywords, look: Look) -> tuple[str, list[Row]]:
+    found: list[Row] = []
+    for condition, _ in look.parts():
+        rows = await tables.matching("vectors", text, "content_summary", condition, _LIGHT, look.depth)
+        found = _best("keyword", found, rows, look.depth)
+    return "keyword", found
+
+
+def _best(leg: str, found: list[Row], rows: list[Row], depth: int) -> list[Row]:
+    """The best `depth` of two parts of a look."""
+    if not found:
+        return rows
+    return sorted(found + rows, key=lambda row: _SIGN[leg] * row[_RAW[leg]])[:depth]
 
 
 async def rows_among(
@@ -198,18 +222,15 @@ async def rows_among(
     return found
 
 
-def _tiers(legs: Mapping[str, Sequence[Row]], depth: int, method: FusionMethod) -> list[Candidate]:
-    """All documents up to `depth`, those that a shallower look would have shown first."""
-    ordered: list[Candidate] = []
-    seen: set[str] = set()
-    for number, tier in enumerate(DEPTHS[: DEPTHS.index(depth) + 1]):
-        bound = ordered[-1].score if ordered else 1.0
-        for one in fuse(method, {name: _documents(name, _sure(name, rows, tier)) for name, rows in legs.items()}):
-            if one.revision not in seen:
-                seen.add(one.revision)
-                # A deeper look stretches the normalisation; a page never scores above the one before it.
-                ordered.append(replace(_at_most(bound, one), tier=number))
-    return ordered
+def _further(
+    before: Sequence[Candidate], legs: Mapping[str, Sequence[Row]], look: Look, tier: int, method: FusionMethod
+) -> list[Candidate]:
+    """The documents that this look adds to those that the looks `before` have ranked."""
+    seen = {one.revision for one in before}
+    bound = before[-1].score if before else 1.0
+    ranked = fuse(method, {name: _documents(name, _sure(name, rows, look)) for name, rows in legs.items()})
+    # A deeper look stretches the normalisation; a page never scores above the one before it.
+    return [replace(_at_most(bound, one), tier=tier) for one in ranked if one.revision not in seen]
 
 
 def _at_most(bound: float, one: Candidate) -> Candidate:
@@ -220,32 +241,30 @@ def _at_most(bound: float, one: Candidate) -> Candidate:
     return replace(one, score=bound, weights={name: weight * less for name, weight in one.weights.items()})
 
 
-_RAW = {"vector": "_distance", "keyword": "_score"}
-
-
-def _sure(leg: str, rows: Sequence[Row], tier: int) -> Sequence[Row]:
-    """The first `tier` rows without those that tie with the last: which of equals a look returns is chance, and
-    would differ from page to page. A deeper look decides; the deepest takes what it got."""
-    if len(rows) < tier or tier == DEPTHS[-1]:
-        return rows[:tier]
-    bound = rows[tier - 1][_RAW[leg]]
-    return [row for row in rows[:tier] if row[_RAW[leg]] != bound]
+def _sure(leg: str, rows: Sequence[Row], look: Look) -> Sequence[Row]:
+    """`rows` without those that tie with the last of a full look: which of equals it returns is chance, and would
+    differ from page to page. A deeper look decides; the last takes what it got."""
+    if len(rows) < look.depth or look.is_last:
+        return rows
+    bound = rows[-1][_RAW[leg]]
+    return [row for row in rows if row[_RAW[leg]] != bound]
 
 
 def _documents(leg: str, rows: Sequence[Row]) -> dict[str, Found]:
     """By revision, best first: each document's best chunks."""
     raw = _RAW[leg]
-    sign = 1.0 if leg == "vector" else -1.0
     best = max((row[raw] for row in rows), default=0.0)
     documents: dict[str, Found] = {}
     chunks: dict[str, list[str]] = {}
-    for row in sorted(rows, key=lambda row: (sign * row[raw], row["id"])):
+    passages: dict[str, list[float]] = {}
+    for row in sorted(rows, key=lambda row: (_SIGN[leg] * row[raw], row["id"])):
         key = revision(row["metadata_id"], row["document_version"])
         if key not in documents:
             score = similarity(row[raw]) if leg == "vector" else row[raw] / best if best > 0 else 0.0
-            chunks[key] = [row["id"]]
-            documents[key] = Found(row["id"], len(documents) + 1, row[raw], score, chunks[key])
-        elif len(chunks[key]) < CHUNKS_MAX:
+            chunks[key], passages[key] = [], []
+            documents[key] = Found(row["id"], len(documents) + 1, row[raw], score, chunks[key], passages[key])
+        passages[key].append(row[raw])
+        if len(chunks[key]) < CHUNKS_MAX:
             chunks[key].append(row["id"])
     return documents
 
@@ -267,10 +286,10 @@ def fuse(method: FusionMethod, found: Mapping[str, Mapping[str, Found]]) -> list
         case "weighted":
             # The raw distance is not clipped: min-max needs the differences among far hits too.
             legs = (
-                {key: -one.raw for key, one in found["vector"].items()},
-                {key: one.raw for key, one in found["keyword"].items()},
+                {key: [-distance for distance in one.passages] for key, one in found["vector"].items()},
+                {key: one.passages for key, one in found["keyword"].items()},
             )
-            fused = fusion.weighted(legs, [WEIGHTS[method][name] for name in LEGS])
+            fused = fusion.weighted([fusion.of_passages(leg) for leg in legs], [WEIGHTS[method][name] for name in LEGS])
         case "rrf":
             fused = fusion.reciprocal_rank([list(found[name]) for name in LEGS])
     return [

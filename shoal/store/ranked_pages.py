@@ -24,13 +24,24 @@ from shoal.store.cursors import OFFSET_MAX, CursorError, OffsetCursor, decode, e
 from shoal.store.highlights import Snippet, snippet
 from shoal.store.identifiers import Named, named
 from shoal.store.keywords import Keywords, parse_keywords
-from shoal.store.ranked import DEPTHS, IDENTIFIER, LEGS, WEIGHTS, Candidate, Found, Ranking, rank, rows_among
+from shoal.store.ranked import (
+    CHUNKS_MAX,
+    DEPTHS,
+    IDENTIFIER,
+    LEGS,
+    WEIGHTS,
+    Candidate,
+    Found,
+    Ranking,
+    rank,
+    rows_among,
+)
 from shoal.store.reading import Row, Tables, View
-from shoal.store.requests import Hit, Mode, SearchPage, SearchRequest, milliseconds
+from shoal.store.requests import QUERY_LENGTH_MAX, Hit, Mode, SearchPage, SearchRequest, milliseconds
 from shoal.store.schemas import CHUNK_COLUMNS, METADATA_COLUMNS, VECTOR_COLUMNS
 from shoal.store.terms import terms_of
 
-QUERY_LENGTH_MAX = 4_000  # characters; far beyond any question, and each word is a look-up
+PLAN_LINE_MAX = 2_000  # characters; a line that only lists all columns has some 1,200
 POOL_MAX = 2 * DEPTHS[0]  # documents that boosts order anew and facets count: those of the first look of two legs
 
 
@@ -68,13 +79,13 @@ async def ranked_page(
     hits = await _hits(tables, request, shown, after.offset)
     warnings = []
     if not ranking.complete and len(placed) < end:
-        warnings.append(f"only the best {ranking.depth} chunks were looked at: narrow the filters to see more")
+        warnings.append(f"only the best {ranking.look.depth} chunks were looked at: narrow the filters to see more")
     cursor = None
     if len(placed) > end:
         if end <= OFFSET_MAX:
             cursor = encode(OffsetCursor(end, at if request.boosts.recency else None), key)
         else:
-            warnings.append(f"ranked answers end after {OFFSET_MAX} documents: narrow the query to see others")
+            warnings.append(f"ranked answers end after {end} documents: narrow the query to see others")
     page = SearchPage(
         mode=mode,
         hits=hits,
@@ -206,6 +217,7 @@ def _explained(placed: _Placed, rank_of: int, request: SearchRequest) -> dict[st
             name: {
                 "rank": leg.rank,
                 "raw": leg.raw,
+                "passages": list(leg.passages[:CHUNKS_MAX]),
                 "score": leg.score,
                 "normalised": one.parts[name],
                 "weight": one.weights[name],
@@ -227,11 +239,14 @@ def _facets(ranking: Ranking, columns: Sequence[str]) -> facets.Facets:
 async def _plan(
     tables: Tables, ranking: Ranking, request: SearchRequest, vector: Vector | None, text: Keywords | None
 ) -> dict[str, Any]:
-    narrow = bool(ranking.chunk_condition)
+    condition, narrow = next(ranking.look.parts(), ("false", True))
     return {
         "chunk_filter": ranking.chunk_condition,
         "metadata_filter": ranking.metadata_condition,
-        "depth": ranking.depth,
+        "metadata_filter_applied": ranking.selection.applied,
+        "metadata_filter_leaves": ranking.selection.shown,
+        "depth": ranking.look.depth,
+        "looks": ranking.looks,
         "documents": len(ranking.documents),
         "complete": ranking.complete,
         "dropped": ranking.dropped,
@@ -243,5 +258,10 @@ async def _plan(
         "keywords": asdict(text) if text is not None else None,
         "vector_plan": None
         if vector is None
-        else await tables.nearest_plan("vectors", vector, ranking.chunk_condition, ranking.depth, narrow=narrow),
+        else _short(await tables.nearest_plan("vectors", vector, condition, ranking.look.depth, narrow=narrow)),
     }
+
+
+def _short(plan: str) -> str:
+    """Its lines cut: one of them may hold thousands of names."""
+    return "\n".join(line if len(line) <= PLAN_LINE_MAX else line[:PLAN_LINE_MAX] + "..." for line in plan.splitlines())

@@ -47,6 +47,13 @@ _SETTLE_S = 0.25  # how long a refresh waits for the second commit of a batch: s
 _SETTLE_POLL_S = 0.01
 _INDEX_LOOK_S = 10.0  # age of what is known of the vector index; it only steers how it is searched
 
+LEGS: Mapping[TableKind, Mapping[str, str]] = {
+    "vectors": {"content_embedding": "vector", "content_summary": "keyword"},
+    "metadata": {"schema_embedding": "schema", "sha256_hash": "hash"},
+    "fixes": {"error_embedding": "error"},
+}
+"""By table, the columns that searches go by, and what answers call them."""
+
 _REFUSALS = ("invalid user input", "schema error", "not supported sql", "sql parser", "error during planning")
 
 _MATCH: Any = MatchQuery  # type checkers don't see the defaults of pydantic's dataclasses
@@ -81,6 +88,8 @@ class View:
 
     generation: int
     freshness: Freshness
+    metadata: int
+    vectors: int
 
 
 class Tables:
@@ -98,16 +107,18 @@ class Tables:
         }
         self._interval_s = refresh_interval_s
         self._handles: dict[TableKind, Any] = {}
+        self._versions: dict[TableKind, int] = {}
         self._lacking = Lacking()
         self._lock = asyncio.Lock()
         self._view: View | None = None
         self._viewed_at = 0.0
         self._generation = 0
+        self._turn = 0
+        self.is_left = False  # the collection was moved to other tables: generations.py
         self._torn_at = -1  # the chunk table's sequence whose other half was waited for in vain
         self._index_rows: dict[TableKind, tuple[float, int]] = {}  # when looked at, rows in the vector index
         self.tunings = Tunings(lambda: None)
-        self._coverage: dict[str, int | None] = {}
-        self._coverage_at = float("-inf")
+        self._coverage: dict[TableKind, tuple[float, dict[str, int | None]]] = {}  # when looked at, rows by leg
         self.facts: CollectionFacts
 
     @classmethod
@@ -119,8 +130,10 @@ class Tables:
         refresh_interval_s: float,
         *,
         settings: Settings | None = None,
+        turn: int = 0,
     ) -> Tables:
-        """Opens the metadata and chunk tables. `settings`: for the bounds of the caches. Raises TransientError while
+        """Opens the metadata and chunk tables. `settings`: for the bounds of the caches. `turn`: in which the
+        collection came to these tables. Raises TransientError while
         the tables don't exist."""
         session = session_of(settings or Settings.model_construct())
         options = dict(storage_options) or None
@@ -128,6 +141,7 @@ class Tables:
             lambda where: lancedb.connect_async(where, storage_options=options, session=session), uri
         )
         tables = cls(connection, uri, collection, refresh_interval_s)
+        tables._turn = turn
         await tables.handle("vectors")
         schema = await (await tables.handle("metadata")).schema()
         tables.facts = collection_facts(schema)
@@ -147,6 +161,11 @@ class Tables:
     def generation(self) -> int:
         return self._generation
 
+    @property
+    def turn(self) -> int:
+        """In which the collection came to these tables (generations.py)."""
+        return self._turn
+
     async def view(self, max_age_s: float | None = None) -> View:
         """The versions to read, refreshed where older than `max_age_s` (default: the refresh interval)."""
         age_s = self._interval_s if max_age_s is None else max_age_s
@@ -162,6 +181,7 @@ class Tables:
             # Chunks are committed before their metadata. So where the chunk table, looked at last, is not
             # ahead of the metadata table, nothing of one batch is in the first and missing in the second.
             metadata = await self._latest("metadata")
+            self.is_left = bool(metadata.moved_to) and metadata.turn > self._turn
             vectors = await self._latest("vectors")
             settled = vectors.commit_sequence <= metadata.commit_sequence
             if settled or vectors.commit_sequence == self._torn_at:
@@ -171,20 +191,25 @@ class Tables:
                 break
             await asyncio.sleep(_SETTLE_POLL_S)
         freshness = Freshness(metadata.commit_sequence, metadata.committed_at, metadata.positions())
-        return View(self._generation, freshness)
+        return View(self._generation, freshness, self._versions["metadata"], self._versions["vectors"])
 
     async def _latest(self, kind: TableKind) -> Fence:
         async def advance(table: Any) -> Fence:
             before = await table.version()
             await table.checkout_latest()
-            self._generation += before != await table.version()
+            self._versions[kind] = await table.version()
+            self._generation += before != self._versions[kind]
             await self._look_at_layout(kind, table)
-            rows = (await table.query().where(FENCE_PREDICATES[kind]).select(["fence"]).limit(1).to_arrow()).to_pylist()
-            if not rows:
+            fence = await _fence_of(kind, table)
+            if fence is None:
                 raise TransientError(f"no tables yet: {self._names[kind]} at {self._uri} holds no fence")
-            return Fence.from_json(rows[0]["fence"])
+            return fence
 
         return await self._read(kind, advance)
+
+    async def fence(self, kind: TableKind) -> Fence | None:
+        """The fence of the version that reads see."""
+        return await self._read(kind, lambda table: _fence_of(kind, table))
 
     async def latest(self, kind: TableKind) -> None:
         """Moves a table that has no partner (fixes, jobs) to its newest version."""
@@ -208,6 +233,7 @@ class Tables:
                 opened = await _guarded(self._connection.open_table, name)
                 schema = await _guarded(lambda table: table.schema(), opened)
             except _VanishedError as error:
+                self.is_left = True  # dropped, perhaps: whoever looks for the collection again finds out
                 raise TransientError(f"no tables yet: {name} does not exist at {self._uri}", 1.0) from error
             if kind in self._handles:  # somebody else opened it meanwhile: keep one handle per table
                 opened.close()
@@ -240,22 +266,25 @@ class Tables:
             self.facts = collection_facts(await _guarded(lambda new: new.schema(), table))
         return await _guarded(read, table)
 
-    async def unindexed_rows(self) -> dict[str, int | None]:
-        """{"vector", "keyword"}: chunks that the leg's index does not cover (the fence row counts too), some seconds
-        old; None: it has none."""
-        if time.monotonic() - self._coverage_at > _INDEX_LOOK_S:
-            self._coverage_at = time.monotonic()
+    async def unindexed_rows(self, kind: TableKind) -> dict[str, int | None]:
+        """By leg (LEGS), rows that its index does not cover (the fence row counts too), some seconds old; None: it has
+        none."""
+        looked_at, known = self._coverage.get(kind, (float("-inf"), {}))
+        if time.monotonic() - looked_at <= _INDEX_LOOK_S:
+            return known
+        self._coverage[kind] = (time.monotonic(), known)
+        legs = LEGS.get(kind, {})
 
-            async def read(table: Any) -> dict[str, int | None]:
-                found: dict[str, int | None] = {"vector": None, "keyword": None}
-                for index in await table.list_indices():
-                    leg = {VECTOR_COLUMNS["vectors"]: "vector", "content_summary": "keyword"}.get(index.columns[0])
-                    if leg:
-                        found[leg] = (found[leg] or 0) + (index.num_unindexed_rows or 0)
-                return found
+        async def read(table: Any) -> dict[str, int | None]:
+            found: dict[str, int | None] = dict.fromkeys(legs.values())
+            for index in await table.list_indices():
+                if leg := legs.get(index.columns[0]):
+                    found[leg] = (found[leg] or 0) + (index.num_unindexed_rows or 0)
+            return found
 
-            self._coverage = await self._read("vectors", read)
-        return self._coverage
+        found = await self._read(kind, read)
+        self._coverage[kind] = (time.monotonic(), found)
+        return found
 
     # --- reads --------------------------------------------------------------------------------
 
@@ -372,6 +401,11 @@ class Tables:
             return self._lacking.filled(kind, _plain(await query.select(there).limit(limit).to_arrow()), columns)
 
         return await self._read(kind, read) if text else []
+
+
+async def _fence_of(kind: TableKind, table: Any) -> Fence | None:
+    rows = (await table.query().where(FENCE_PREDICATES[kind]).select(["fence"]).limit(1).to_arrow()).to_pylist()
+    return Fence.from_json(rows[0]["fence"]) if rows else None
 
 
 def _text_query(text: Keywords, column: str) -> Any:

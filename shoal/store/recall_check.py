@@ -37,6 +37,7 @@ def line_for(settings: Settings) -> str:
 
 def check(settings: Settings, now: datetime) -> str:
     """Measure if it is due; what was done. Raises TransientError, OSError."""
+    from shoal.faults import reach
     from shoal.store.query_sample import AGE_MAX, FILE_PREFIX
     from shoal.store.recall import FILE, is_due
     from shoal.store.recall_measuring import RecallTable, measure
@@ -53,6 +54,7 @@ def check(settings: Settings, now: datetime) -> str:
         if not is_due(last, mark, sequence, now, settings.recall_interval_s, settings.recall_target):
             return "not due"
         measurement = await measure(settings, now, sweep=True)
+        reach("recall.measured")
         write_state(settings, FILE, measurement.to_json())
         return f"recall@{measurement.k} {measurement.chosen.recall if measurement.chosen else 1.0:.3f}"
 

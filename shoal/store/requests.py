@@ -21,10 +21,17 @@ __all__ = ["CHUNKS_MAX", "Boosts", "FusionMethod", "Hit", "Mode", "SearchPage", 
 
 Mode = Literal["sql", "vector", "keyword", "hybrid"]
 LIMIT_MAX = 1_000  # documents of one page
+QUERY_LENGTH_MAX = 4_000  # characters; far beyond any question, and each word is a look-up
 
 
 class UnknownCollectionError(QueryError):
     """There is no collection of that name."""
+
+
+def check_collection(name: str) -> None:
+    """Raises UnknownCollectionError."""
+    if name != SCRAPER_COLLECTION:
+        raise UnknownCollectionError(f"there is no collection {name[:60]!r}; known: {SCRAPER_COLLECTION}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,8 @@ class SearchRequest:
     `sql` filters and orders by time; the others rank: `vector` by the nearest chunk to `vector`, `keyword` by
     the words of `query`, `hybrid` by both. `limit` counts documents. `include_superseded` also gives older
     versions (`sql` only: they have no chunks). `wait_sequence`: wait for this commit before reading, at most
-    5 s. A cursor belongs to the same question; `limit` may differ. `as_of` (a commit sequence, or an aware time) asks
+    5 s. A cursor belongs to the same question; `limit` may differ; that of a ranking is read from the state of its
+    first page while cleanup spares it, and refused after that. `as_of` (a commit sequence, or an aware time) asks
     the index as it was; a cursor of such an answer remembers it.
 
     Of a ranking: `fusion` joins the legs of hybrid, `boosts` add what the metadata says, `mmr_lambda` (0..1, None: off)

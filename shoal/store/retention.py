@@ -23,6 +23,7 @@ from typing import Any
 
 from shoal.records import FENCE_ID
 from shoal.settings import Settings
+from shoal.store.audit_expiry import CLOCKS, Expiry
 from shoal.store.lookups import stored_version
 from shoal.store.planning import Version
 from shoal.store.rows import Row
@@ -87,6 +88,19 @@ class Retention:
         """Whether `keep_days` takes a version, at `now` or at the next look."""
         days = self.rule(dataset).keep_days
         return days is not None and collected_at < now - _days(days)
+
+    def expiry(self, now: datetime) -> Expiry:
+        """What has gone by `now`, or goes at the next look, for the audit."""
+
+        def before_ms(days: float | None) -> float | None:
+            return None if days is None else (now - _days(days) + CLOCKS).timestamp() * 1000
+
+        return Expiry(
+            lambda said: self.has_expired(said.dataset, said.collected_at, now),
+            lambda said: self.rule(said.dataset).keep_versions,
+            before_ms(self.superseded_days),
+            before_ms(self.log_retention_days),
+        )
 
     def due(self, metadata: FencedTable, now: datetime) -> Expired | None:
         """Some of what has expired at `now`, None where nothing has. Raises TransientError."""

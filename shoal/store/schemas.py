@@ -25,7 +25,7 @@ LAYOUT_VERSION = 1
 """Raised when a table written by this code can't be read by code that knows the older layout only."""
 
 IS_DOCUMENT = "fence IS NULL"
-"""SQL predicate that every read of documents, chunks, fixes and jobs includes."""
+"""SQL predicate that every read of documents, chunks, fixes, jobs and spend includes."""
 IS_CURRENT = "(superseded_at IS NULL AND fence IS NULL)"
 """SQL predicate of the metadata rows that are the current version of their document."""
 TOMBSTONE = "deleted"
@@ -35,13 +35,15 @@ REMOVED = "removed"
 
 FIXES_TABLE = "scraper_fixes"
 JOBS_TABLE = "shoal_jobs"
+SPEND_TABLE = "shoal_spend"
 
 METADATA_KEY = "revision"
 VECTORS_KEY = "id"
 FIXES_KEY = "id"
 JOBS_KEY = "command_id"
+SPEND_KEY = "key"
 
-TableKind = Literal["metadata", "vectors", "fixes", "jobs"]
+TableKind = Literal["metadata", "vectors", "fixes", "jobs", "spend"]
 VectorDtype = Literal["float32", "float16"]
 """How vectors are stored. Half the width halves the table and its scans; unit vectors lose about 1 part in 2000."""
 
@@ -64,6 +66,11 @@ def table_uri(uri: str, table: str) -> str:
 def revision(document_id: str, version: str) -> str:
     """`{id}@{version}`, injective: '@' and '%' of the version are percent-encoded, so the last '@' splits."""
     return f"{document_id}@{version.replace('%', '%25').replace('@', '%40')}"
+
+
+def document_of(revision_key: str) -> str:
+    """The document's id in a `revision`."""
+    return revision_key.rpartition("@")[0]
 
 
 def tombstone_revision(document_id: str) -> str:
@@ -185,23 +192,43 @@ _JOBS: tuple[tuple[str, pa.DataType], ...] = (
     ("commit_sequence", pa.int64()),
 )
 
+_SPEND: tuple[tuple[str, pa.DataType], ...] = (
+    ("key", pa.string()),  # day|model|collection|source|dataset|lane
+    ("day", pa.string()),  # 2026-01-20, of UTC
+    ("model", pa.string()),
+    ("collection", pa.string()),
+    ("data_source", pa.string()),
+    ("dataset", pa.string()),
+    ("lane", pa.string()),  # query | live | backfill | batch
+    ("requests", pa.int64()),  # of every book together, as the next four
+    ("failed_requests", pa.int64()),
+    ("texts", pa.int64()),
+    ("tokens", pa.int64()),
+    ("failed_tokens", pa.int64()),
+    ("books", pa.string()),  # JSON: book -> its five counts
+    ("updated_at", TIME),
+)
+
 _COLUMNS: Mapping[TableKind, tuple[tuple[str, pa.DataType], ...]] = {
     "metadata": _METADATA,
     "vectors": _VECTORS,
     "fixes": _FIXES,
     "jobs": _JOBS,
+    "spend": _SPEND,
 }
 KEYS: Mapping[TableKind, str] = {
     "metadata": METADATA_KEY,
     "vectors": VECTORS_KEY,
     "fixes": FIXES_KEY,
     "jobs": JOBS_KEY,
+    "spend": SPEND_KEY,
 }
 VECTOR_COLUMNS: Mapping[TableKind, str | None] = {
     "metadata": "schema_embedding",
     "vectors": "content_embedding",
     "fixes": "error_embedding",
     "jobs": None,
+    "spend": None,
 }
 
 METADATA_COLUMNS: tuple[str, ...] = tuple(name for name, _ in _METADATA if name != METADATA_KEY)
@@ -210,6 +237,7 @@ CHUNK_COLUMNS: tuple[str, ...] = tuple(name for name, _ in _VECTORS)
 """The chunk columns served to users: never a vector or the fence."""
 FIX_COLUMNS: tuple[str, ...] = tuple(name for name, _ in _FIXES)
 JOB_COLUMNS: tuple[str, ...] = tuple(name for name, _ in _JOBS)
+SPEND_COLUMNS: tuple[str, ...] = tuple(name for name, _ in _SPEND)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 Guarantee: answers hold documents only (never the fence or a tombstone), current versions unless older ones are
 asked for, each once, and never half of one; a page ends with a cursor where there is more. A page's freshness
-is that of the versions it was read from. It embeds nothing (vectors are arguments) and writes nothing.
+is that of the versions it was read from; the further pages of a ranking are read from those of the first. It
+embeds nothing (vectors are arguments) and writes nothing.
 
 Fails with QueryError (FilterError, CursorError) for what was asked wrongly, TransientError for storage that is
 away or tables that don't exist yet.
@@ -25,17 +26,27 @@ from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.settings import Settings
 from shoal.store import advice, facets, scanning
 from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
-from shoal.store.cursors import CursorError, OffsetCursor, decode, encode, fingerprint
+from shoal.store.cursors import CursorError, OffsetCursor, Pin, decode, encode, fingerprint, from_start, split_pin
 from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
+from shoal.store.generations import active
 from shoal.store.past import Past, is_past_cursor
 from shoal.store.query_recorder import QueryRecorder
 from shoal.store.ranked import CHUNKS_MAX, METADATA_ROW, WEIGHTS, rows_among
-from shoal.store.ranked_pages import QUERY_LENGTH_MAX, ranked_page
+from shoal.store.ranked_pages import ranked_page
 from shoal.store.reading import Freshness, Row, Tables, View
 from shoal.store.recall import FILE as RECALL_FILE
-from shoal.store.requests import LIMIT_MAX, Hit, Mode, SearchPage, SearchRequest, UnknownCollectionError, milliseconds
-from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS
+from shoal.store.requests import (
+    LIMIT_MAX,
+    QUERY_LENGTH_MAX,
+    Hit,
+    Mode,
+    SearchPage,
+    SearchRequest,
+    check_collection,
+    milliseconds,
+)
+from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS, TableKind
 from shoal.store.state_files import read_state, remove_state, write_state
 from shoal.store.tuning import Tunings
 
@@ -73,18 +84,36 @@ class SearchIndex:
         collection: str = SCRAPER_COLLECTION,
         refresh_interval_s: float | None = None,
         settings: Settings | None = None,
+        turn: int = 0,
     ) -> SearchIndex:
         """Opens the tables under `uri`. With `settings` it keeps a sample of its questions for whoever measures
-        recall, and follows what was measured. Raises TransientError while the tables don't exist."""
+        recall, and follows what was measured. `turn`: of the generation at `uri`. Raises TransientError while the
+        tables don't exist."""
         if refresh_interval_s is None:
             refresh_interval_s = _REFRESH_REMOTE_S if "://" in uri else _REFRESH_S
-        tables = await Tables.open(uri, storage_options or {}, collection, refresh_interval_s, settings=settings)
+        tables = await Tables.open(
+            uri, storage_options or {}, collection, refresh_interval_s, settings=settings, turn=turn
+        )
         index = cls(tables)
         if settings is not None:
             tables.tunings = Tunings(partial(read_state, settings, RECALL_FILE))
             write, remove = partial(write_state, settings), partial(remove_state, settings)
             index._recorder = QueryRecorder(settings.recall_queries, tables.facts.width, write, remove)
         return index
+
+    @classmethod
+    async def open_current(cls, settings: Settings, storage_options: dict[str, str]) -> SearchIndex:
+        """The index of the generation of the collection that is in use. Raises as `open` does."""
+        root = settings.tables_uri
+        used = await asyncio.to_thread(active, root, storage_options)
+        uri, turn = (root, 0) if used is None else (used.uri, used.turn)
+        own = settings.model_copy(update={"lancedb_path": uri})  # what was measured lies beside the tables
+        return await cls.open(uri, storage_options, settings=own, turn=turn)
+
+    @property
+    def is_left(self) -> bool:
+        """Whether the collection has moved to another generation of tables, as far as the last refresh saw."""
+        return self._tables.is_left
 
     async def close(self) -> None:
         if self._recorder is not None:
@@ -107,8 +136,12 @@ class SearchIndex:
 
     async def search(self, request: SearchRequest) -> SearchPage:
         """One page of documents. Raises QueryError | TransientError."""
+        if request.cursor and from_start(request.cursor) and self._is_past:
+            raise CursorError("this is no cursor; start again without it")  # it names two states
         if request.as_of is not None or is_past_cursor(request.cursor):
             return await self._search_past(request)
+        if (pinned := split_pin(request.cursor)) is not None:
+            return await self._search_pinned(request, *pinned)
         started = time.monotonic()
         warnings: list[str] = []
         mode = self._checked(request, warnings)
@@ -125,7 +158,9 @@ class SearchIndex:
                 read = time.monotonic()
                 answer = self._ranked if mode != "sql" else self._listed
                 page, whole = await answer(request, mode, view)
-                if whole or self._tables.generation == view.generation or attempt == _ATTEMPTS - 1:
+                # Of a page that others follow all must be of one state: theirs will be.
+                goes_on = mode != "sql" and page.next_cursor is not None
+                if (whole and not goes_on) or self._tables.generation == view.generation or attempt == _ATTEMPTS - 1:
                     break
         timings = {
             "queued": milliseconds(waited - started),
@@ -133,24 +168,29 @@ class SearchIndex:
             "read": milliseconds(time.monotonic() - read),
             "total": milliseconds(time.monotonic() - started),
         }
+        prefix = "" if self._is_past or mode == "sql" else str(self._pin(view))
         return SearchPage(
             mode=mode,
             hits=page.hits,
-            next_cursor=page.next_cursor,
+            next_cursor=prefix + page.next_cursor if page.next_cursor else None,
             freshness=page.freshness,
             warnings=(*warnings, *page.warnings),
             timings_ms=timings | page.timings_ms,
             explain=page.explain,
-            unindexed_rows=await self._unindexed_rows(),
+            unindexed_rows=await self.unindexed_rows(),
             facets=page.facets,
         )
 
-    async def _unindexed_rows(self) -> dict[str, int | None]:
-        """Beside an answer that is made already: where it can't be told, the answer goes without."""
+    async def unindexed_rows(self, kind: TableKind = "vectors") -> dict[str, int | None]:
+        """By leg (reading.LEGS), what its index does not cover yet. Beside an answer that is made already: where it
+        can't be told, the answer goes without."""
         try:
-            return await self._tables.unindexed_rows()
+            return await self._tables.unindexed_rows(kind)
         except TransientError:
             return {}
+
+    def _pin(self, view: View) -> Pin:
+        return Pin(view.freshness.commit_sequence, view.metadata, view.vectors, self._tables.turn)
 
     def _of_the_past(self, tables: Tables) -> SearchIndex:
         index = SearchIndex(tables, is_past=True)
@@ -175,12 +215,21 @@ class SearchIndex:
             warnings=page.warnings if state.exact else (*page.warnings, note),
         )
 
+    async def _search_pinned(self, request: SearchRequest, pin: Pin, inner: str) -> SearchPage:
+        """A further page of a ranking, from the versions that its first page was read from."""
+        waited = request.wait_sequence
+        asked = replace(request, cursor=inner or None, wait_sequence=None)
+        page = await self._past.pages(pin, lambda index: index.search(asked))
+        note = f"these pages are of commit {pin.sequence}, before {waited}: start again without the cursor to see that"
+        return replace(
+            page,
+            next_cursor=str(pin) + page.next_cursor if page.next_cursor else None,
+            warnings=page.warnings if waited is None or waited <= pin.sequence else (*page.warnings, note),
+        )
+
     def _checked(self, request: SearchRequest, warnings: list[str]) -> Mode:
         """The mode to use. Raises QueryError for what can't be answered; notes what is answered otherwise."""
-        if request.collection != SCRAPER_COLLECTION:
-            raise UnknownCollectionError(
-                f"there is no collection {request.collection[:60]!r}; known: {SCRAPER_COLLECTION}"
-            )
+        check_collection(request.collection)
         if not 1 <= request.limit <= LIMIT_MAX:
             raise QueryError(f"limit is {request.limit}; it must be 1 to {LIMIT_MAX}")
         if request.filters is not None:

@@ -20,6 +20,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from shoal.errors import TransientError
+from shoal.faults import reach
 from shoal.settings import Settings
 
 log = logging.getLogger("shoal.store")
@@ -45,6 +46,7 @@ def write_state(settings: Settings, name: str, value: Any) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+        reach("state.writing")
         os.replace(temporary, directory / name)
     except BaseException:  # a full disk; what is left would keep it full
         Path(temporary).unlink(missing_ok=True)

@@ -286,6 +286,12 @@ class FencedTable:
         rows = list({row[KEYS[self.kind]]: row for row in rows}.values())  # a half repair's: a key that was there twice
         self.commit(rows, fence, in_list(KEYS[self.kind], strangers) if strangers else None)
 
+    def step_back(self, sequence: int) -> None:
+        """Hold the newest version whose fence is not past `sequence`, to read from. Raises as `undo` does."""
+        if self.fence.commit_sequence > sequence:
+            self.dataset = self._whole_version(sequence)
+            self.fence = self._read_fence()
+
     def _whole_version(self, sequence: int) -> Any:
         version = int(self.dataset.version)
         for earlier in range(version - 1, max(0, version - ROLLBACK_VERSIONS_MAX), -1):

@@ -1,6 +1,6 @@
 """The table writer: batches of documents and commands in, durable rows and acks out.
 
-One batch is: chunks, then fixes, then metadata, then jobs; each a transaction with the fence. A document is
+One batch is: chunks, then fixes and spend, then metadata, then jobs; each a transaction with the fence. A document is
 visible when its metadata row is, so a reader never sees half of one; `apply` returns after the last of them.
 A kill between them leaves chunks ahead of metadata, which the commit sequences in the fences tell; whoever
 opens the tables next rolls the chunks back to the last whole batch, and the log delivers the rest again.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,9 +28,11 @@ from shoal.records import SCRAPER_COLLECTION, Ack, Deletion, EmbeddedCommand, Ou
 from shoal.settings import Settings
 from shoal.store.commands import CommandPlan, plan_commands
 from shoal.store.fence import Fence
-from shoal.store.lookups import stored_commands, stored_documents
+from shoal.store.generations import ACTIVE, Role, active
+from shoal.store.lookups import stored_commands, stored_documents, stored_spend
 from shoal.store.maintenance import Maintenance
 from shoal.store.migrations import check_ways, migrate
+from shoal.store.mirroring import KEYED, Page
 from shoal.store.planning import TEXT_DROPPED, CommitPlan, plan
 from shoal.store.repairing import RepairPlan, Rewrite, is_repair, read_repair, wanted
 from shoal.store.retention import LOOK_EVERY, Expired, Retention
@@ -39,8 +41,10 @@ from shoal.store.schemas import (
     FIXES_TABLE,
     IS_CURRENT,
     JOBS_TABLE,
+    KEYS,
     METADATA_COLUMNS,
     METADATA_KEY,
+    SPEND_TABLE,
     CollectionFacts,
     TableKind,
     metadata_table,
@@ -57,7 +61,7 @@ PATIENCE = {"client_max_retries": "3", "retry_timeout": "30s"}
 request of a commit for three minutes; whoever called us tries again anyway, and says meanwhile why it waits."""
 UPKEEP_RETRY = timedelta(seconds=60)
 """After a step of upkeep failed. The tables are opened anew for the next: that is a commit to each."""
-_KINDS: tuple[TableKind, ...] = ("metadata", "vectors", "fixes", "jobs")
+_KINDS: tuple[TableKind, ...] = ("metadata", "vectors", "fixes", "jobs", "spend")
 
 
 def storage_options(settings: Settings) -> dict[str, str]:
@@ -84,9 +88,9 @@ def storage_options(settings: Settings) -> dict[str, str]:
 
 
 def collection_model(uri: str, options: dict[str, str], collection: str = SCRAPER_COLLECTION) -> tuple[str, int] | None:
-    """The model and width of a collection that exists, else None."""
-    table = FencedTable.open("metadata", table_uri(uri, metadata_table(collection)), options)
-    return None if table is None else (table.facts.model, table.facts.width)
+    """The model and width of a collection that exists, in the generation in use, else None."""
+    used = active(uri, options, collection)
+    return None if used is None else (used.facts.model, used.facts.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,11 +122,17 @@ class TableWriter:
     """The only writer of a collection's tables, for as long as nobody opens them after it."""
 
     def __init__(
-        self, tables: dict[TableKind, FencedTable], facts: CollectionFacts, collection: str, settings: Settings
+        self,
+        tables: dict[TableKind, FencedTable],
+        facts: CollectionFacts,
+        collection: str,
+        settings: Settings,
+        role: Role = ACTIVE,
     ) -> None:
         """Use `open`."""
+        self._role = role
         self._metadata, self._vectors = tables["metadata"], tables["vectors"]
-        self._fixes, self._jobs = tables["fixes"], tables["jobs"]
+        self._fixes, self._jobs, self._spend = tables["fixes"], tables["jobs"], tables["spend"]
         self._tables = tables
         self._facts = facts
         self._collection = collection
@@ -130,7 +140,7 @@ class TableWriter:
         self._sound = False  # whether the held versions may be staged on
         self._commits = 0
         self._documents = 0
-        self._maintenance = Maintenance(tables, settings)
+        self._maintenance = Maintenance(tables, settings, keeps_states=not role.is_copy)
         self._retention = Retention.of(settings)
         self._retained_at: datetime | None = None
         self._failed_at: datetime | None = None  # the last step of upkeep that did
@@ -147,11 +157,15 @@ class TableWriter:
         settings: Settings,
         now: datetime,
         collection: str = SCRAPER_COLLECTION,
+        role: Role = ACTIVE,
     ) -> TableWriter:
-        """Create what is missing, take the next epoch, and mend what a killed writer left.
+        """Create what is missing, take the next epoch, and mend what a killed writer left. `role`: which generation of
+        the tables these are (`generations.active` says it); only the one that is in use may be written to but by its
+        copying.
 
-        Raises ConfigurationError where the collection has another model or width or the place can't be
-        written, FencedError where a later writer came in the meantime, TransientError where it may work later.
+        Raises ConfigurationError where the collection has another model or width or the place can't be written,
+        FencedError where a later writer came in the meantime, MovedError where another generation has come into use,
+        TransientError where it may work later.
         """
         facts = CollectionFacts(model, width, dtype=settings.vector_dtype)
         names: dict[TableKind, str] = {
@@ -159,6 +173,7 @@ class TableWriter:
             "vectors": vectors_table(collection),
             "fixes": FIXES_TABLE,
             "jobs": JOBS_TABLE,
+            "spend": SPEND_TABLE,
         }
         places = {kind: table_uri(uri, name) for kind, name in names.items()}
         found = {kind: FencedTable.open(kind, place, storage_options) for kind, place in places.items()}
@@ -174,10 +189,10 @@ class TableWriter:
         for kind, table in found.items():
             tables[kind] = table or FencedTable.create(kind, places[kind], storage_options, facts)
             _refuse_other(tables[kind], facts)  # somebody else may have created it
-        writer = cls(tables, facts, collection, settings)
+        writer = cls(tables, facts, collection, settings, role)
         for _ in range(ATTEMPTS_MAX):
             try:
-                writer._take()
+                writer._take(now)
                 migrate(tables, writer._epoch)
                 while writer._maintenance.is_pending:  # the indexes that readers can't do without
                     writer.maintain(now)
@@ -195,6 +210,7 @@ class TableWriter:
         may have landed; applying it again is safe), ConfigurationError where a vector is of another model or
         the storage refuses us, and ValueError or TypeError where a row can't be stored: halve the batch.
         """
+        assert not self._role.is_copy, "a copy takes what `mirror` brings, and nothing else"
         if len(batch) > 1 and any(map(is_repair, batch)):
             return [ack for run in _runs(batch) for ack in self.apply(run, progress, now)]
         for item in batch:
@@ -204,7 +220,7 @@ class TableWriter:
                 )
         for _ in range(ATTEMPTS_MAX):
             if not self._sound:
-                self._take()
+                self._take(now)
             sequence = 1 + max(table.fence.commit_sequence for table in self._tables.values())
             planned = self._plan(batch, sequence, now)
             last = self._jobs if planned.commands.jobs else self._metadata
@@ -216,7 +232,7 @@ class TableWriter:
             except (CommitRefused, TransientError) as error:
                 # _take counts the documents anew. It reads every fence before it writes its own: so it tells whether
                 # this commit landed.
-                if self._take().get(last.kind) != fence.token:
+                if self._take(now).get(last.kind) != fence.token:
                     if isinstance(error, CommitRefused):
                         continue
                     raise
@@ -233,6 +249,52 @@ class TableWriter:
             return [replace(ack, commit_sequence=sequence) for ack in planned.acks]
         raise TransientError(f"{ATTEMPTS_MAX} commits in a row were refused by others' changes: try again")
 
+    def mirror(self, page: Page, source: Fence, now: datetime) -> None:
+        """Make what `page` names the same as it brings, in the order of every batch: all rows of its documents, and
+        the fixes and jobs by key. `source`: the fence of the generation it was read from; its progress and commit
+        sequence are taken over, so that they go on from there where this one comes into use.
+
+        Safe to repeat. Raises as `apply` does; the next call looks first what landed.
+        """
+        assert self._role.is_copy, "only a copy is a copy of something"
+        if not self._sound:
+            self._take(now)
+        sequence = 1 + max(source.commit_sequence, *(table.fence.commit_sequence for table in self._tables.values()))
+        progress = [Progress(*partition, offset) for partition, offset in source.progress]
+        fence = self._metadata.fence.advanced(token=uuid.uuid4().hex, now=now, sequence=sequence, progress=progress)
+        self._sound = False
+        if page.documents:
+            reach("mirror.before_chunks")
+            self._vectors.commit(page.chunks, fence, in_list("metadata_id", page.documents))
+            reach("mirror.after_chunks")
+        for kind in KEYED:
+            if kind != "jobs":
+                self._mirror_keyed(kind, page, fence)
+        removed = in_list("id", page.documents) if page.documents else None
+        self._metadata.commit(page.metadata, fence, removed, hidden=True)
+        reach("mirror.after_metadata")
+        self._mirror_keyed("jobs", page, fence)
+        self._documents = self._metadata.count(IS_CURRENT)
+        self._sound = True
+        self._commits += 1
+        self._maintenance.committed(len(page.chunks))
+        self._publish()
+
+    def _mirror_keyed(self, kind: TableKind, page: Page, fence: Fence) -> None:
+        rows, gone = page.keyed.get(kind, {}), page.gone.get(kind, ())
+        if rows or gone:
+            self._tables[kind].commit(list(rows.values()), fence, in_list(KEYS[kind], gone) if gone else None)
+
+    @property
+    def facts(self) -> CollectionFacts:
+        """What the collection's tables of this generation are."""
+        return self._facts
+
+    @property
+    def tables(self) -> Mapping[TableKind, FencedTable]:
+        """The tables at the versions that are held; to be read only."""
+        return self._tables
+
     def resolve_paths(self, s3_paths: Sequence[str]) -> dict[str, str]:
         """s3_path -> document id, of current rows."""
         found = self._metadata.rows_of(("s3_path", "id"), "s3_path", s3_paths, IS_CURRENT)
@@ -245,7 +307,7 @@ class TableWriter:
             return None  # a batch that comes looks what is there first
         try:
             if not self._sound:  # perhaps no batch comes, and what failed is owed still
-                self._take()
+                self._take(now)
                 return f"opened the tables anew after a failure at {now:%Y-%m-%dT%H:%M:%SZ}"
             self._sound = False  # a step that fails may leave a handle past a version whose epoch nobody checked
             done = self._maintenance.step(self._epoch, now) or self._expire(now)
@@ -268,6 +330,8 @@ class TableWriter:
 
     def _expire(self, now: datetime) -> str | None:
         """Remove some of what has outlived its time, in a commit of its own like any other."""
+        if self._role.is_copy:
+            return None  # what it is a copy of decides
         if self._retained_at is not None and now - self._retained_at < LOOK_EVERY:
             return None
         expired = self._retention.due(self._metadata, now)
@@ -293,25 +357,28 @@ class TableWriter:
         assert self._statistics is not None, "open() publishes the first"
         return self._statistics
 
-    def _take(self) -> dict[TableKind, str]:
+    def _take(self, now: datetime) -> dict[TableKind, str]:
         """Make every table ours at its latest version, and the tables agree. Returns the fences' tokens as
         they were found.
 
         Metadata comes first: once its fence is ours, no other writer can finish a batch, and a commit of our
         own whose answer was lost has landed or never will. So whether the chunks are ahead of it is settled,
         if they don't change before they are ours too, which their own commit refuses. Raises FencedError,
-        CommitRefused, TransientError.
+        MovedError, CommitRefused, TransientError.
         """
         self._sound = False
         for table in self._tables.values():
             table.refresh()
             table.check_epoch(self._epoch)
+        self._role.check(self._metadata, now)
         tokens = {kind: table.fence.token for kind, table in self._tables.items()}
         for kind in _KINDS:
             table = self._tables[kind]
             if kind == "vectors":
                 reach("writer.opening")  # some tables ours, some not yet
-            mine = replace(table.fence, epoch=self._epoch, token=uuid.uuid4().hex)
+            mine = replace(table.fence, epoch=self._epoch, token=uuid.uuid4().hex, is_copy=self._role.is_copy)
+            if kind == "metadata" and not self._role.is_copy:
+                mine = replace(mine, moved_to=0, turn=max(mine.turn, self._role.turn), held_until_ms=0)
             if kind == "vectors":
                 whole = self._metadata.fence.commit_sequence
                 if table.fence.commit_sequence > whole:
@@ -336,6 +403,8 @@ class TableWriter:
             reach("writer.after_chunks")
         if commands.fixes:
             self._fixes.commit(commands.fixes, fence)
+        if commands.spend:
+            self._spend.commit(commands.spend, fence)
         removed = in_list(METADATA_KEY, documents.removed) if documents.removed else None
         reach("writer.before_metadata")
         self._metadata.commit([*documents.metadata, *self._restamped(documents, fence)], fence, removed)
@@ -348,7 +417,7 @@ class TableWriter:
         for kind in ("vectors", "fixes"):
             if change := repair.tables.get(kind):
                 self._tables[kind].replace(change.keys, change.put, fence)
-        reach("writer.before_metadata")
+        reach("writer.repairing")
         change = repair.tables.get("metadata", Rewrite())
         self._metadata.replace(change.keys, change.put, fence)
         ids = {job["command_id"] for job in jobs}
@@ -390,8 +459,9 @@ class TableWriter:
                 except BadDocument as error:
                     repaired[commands[0].command.command_id] = error
             planned.commands = plan_commands(
-                commands, fixes, done, failed, self._facts, self._collection, sequence, now, repaired
-            )
+                commands, fixes, done, failed, self._facts, self._collection, sequence, now, repaired,
+                stored_spend(self._spend, commands),
+            )  # fmt: skip
             if planned.commands.acks[0].outcome is not Outcome.INDEXED:  # applied before, or refused
                 planned.repair = RepairPlan()
         of_documents, of_commands = iter(planned.documents.acks), iter(planned.commands.acks)

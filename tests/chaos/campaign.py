@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.faults import POINTS
+from shoal.faults import POINTS, RARE
 from tests.chaos.announcing import Announcing
 from tests.chaos.checking import Progress, compare, stop, verify
 from tests.chaos.load import Load
@@ -203,9 +203,10 @@ class Campaign:
         return True
 
     def _arm(self) -> bool:
-        point = self._rng.choice([point for point in POINTS if point not in self._armed] or POINTS)
-        if len(self._armed) == len(POINTS):
+        free = [point for point in POINTS if point not in RARE and point not in self._armed]
+        if not free:
             return False
+        point = self._rng.choice(free)
         delay_ms = 0 if self._rng.random() < 0.6 else self._rng.choice((5, 30, 150))
         draft = self._place.fault_dir / f".{point}"
         draft.write_text(str(delay_ms))

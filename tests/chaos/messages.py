@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 BUCKET = "chaos-objects"
 MODEL = "chaos-64"
+WIDTH = 64  # of its vectors
 EPOCH = datetime(2025, 1, 1, tzinfo=UTC)
 
 

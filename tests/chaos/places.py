@@ -21,7 +21,7 @@ import psutil
 from shoal.settings import Settings, load
 from shoal.store.state_files import read_state
 from tests.chaos import load as loads
-from tests.chaos.messages import BUCKET, MODEL
+from tests.chaos.messages import BUCKET, MODEL, WIDTH
 from tests.chaos.victims import living
 from tests.fixtures.kafka_server import KafkaServer
 from tests.fixtures.parts import ServerProcess, accepts_connections, free_ports
@@ -78,7 +78,19 @@ class Place:
         )
         (self.provider_port,) = free_ports(1)
         self.provider = ServerProcess(
-            [sys.executable, "-m", "tests.chaos.provider", str(self.provider_port), str(self.seed)],
+            [
+                sys.executable,
+                "-m",
+                "tests.fixtures.openai_server",
+                str(self.provider_port),
+                "--width",
+                str(WIDTH),
+                "--limits",
+                "3000",
+                "1000000",
+                "--seed",
+                str(self.seed),
+            ],
             self.directory / "provider.log",
         )
         self._ended.callback(self.provider.kill)

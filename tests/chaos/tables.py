@@ -13,10 +13,10 @@ from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 from shoal.documents.pipeline import Context, Limits, TokenBudget, extract_document
 from shoal.embeddings.models import token_budget
 from shoal.settings import Settings
-from tests.chaos.messages import Logged, Put
+from tests.chaos.messages import WIDTH, Logged, Put
 from tests.chaos.messages import Message as Announced
 from tests.chaos.oracle import Fact, chunk_fact, row_fact
-from tests.chaos.provider import vectors
+from tests.fixtures.openai_server import vectors
 
 SERIAL_HEADER = "chaos.serial"
 READ_S = 60.0
@@ -33,7 +33,7 @@ def facts(uri: str, options: dict[str, str]) -> Iterator[Fact]:
                                                      "content_summary", "content_embedding"])  # fmt: skip
     for start in range(0, len(chunks), 500):
         some = chunks[start : start + 500]
-        right = vectors([row["content_summary"] for row in some])
+        right = vectors([row["content_summary"] for row in some], WIDTH)
         for row, vector in zip(some, right, strict=True):
             yield chunk_fact(
                 row["id"], row["metadata_id"], row["document_version"], row["sha256_hash"], row["content_summary"]

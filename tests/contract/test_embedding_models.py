@@ -5,6 +5,9 @@ The server is a fake on loopback that answers as OpenAI documents it, unless a t
 
 from __future__ import annotations
 
+import gzip
+import itertools
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 
 from shoal.embeddings import openai_model
+from shoal.embeddings.local_model import model_directory
 from shoal.embeddings.models import EmbeddingModel, create_model, model_width
 from shoal.embeddings.openai_model import OpenAIModel
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, ShoalError, TransientError
@@ -38,6 +42,9 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         "OPENAI_API_KEY",
         "OPENAI_BASE_URL",
         "SHOAL_MODEL_DIR",
+        "AZURE_OPENAI_ENDPOINT",
+        "AZURE_OPENAI_API_KEY",
+        "OPENAI_API_VERSION",
         "HTTP_PROXY",
         "http_proxy",
         "ALL_PROXY",
@@ -58,9 +65,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
-@pytest.fixture(params=["local:all-MiniLM-L6-v2", "hash:64", "openai:text-embedding-3-small", "openai:somebody/else"])
+@pytest.fixture(
+    params=[
+        "local:all-MiniLM-L6-v2",
+        "hash:64",
+        "openai:text-embedding-3-small",
+        "openai:somebody/else",
+        "openai:intfloat/e5-small+e5",
+    ]
+)
 def model(request: pytest.FixtureRequest, server: FakeOpenAI, home: Path) -> Iterator[EmbeddingModel]:
-    if request.param.endswith("else"):
+    if "/" in request.param:
         server.width = 40
     settings = Settings(data_dir=home, openai_api_key=KEY, openai_base_url=server.url, embedding_threads=1)
     created = create_model(settings, request.param)
@@ -96,7 +111,7 @@ class TestEveryModel:
         assert caught.value.reason is DeadReason.EMBEDDING_REJECTED
 
     def test_refuses_a_document_above_its_limit_and_cuts_a_query(self, model: EmbeddingModel) -> None:
-        fits = "word " * (model.max_input_tokens - 2)
+        fits = "word " * (model.max_input_tokens - model.count_tokens("word") - 1)
         assert model.count_tokens(fits) <= model.max_input_tokens
         too_long = fits + "word " * 10
         assert model.count_tokens(too_long) > model.max_input_tokens
@@ -170,7 +185,17 @@ def error(status: int, code: str | None, message: str = "some words", **headers:
         (error(408, None), TransientError, "408"),
         (Reply(502, b"<html>bad gateway</html>"), TransientError, "502"),
         (Reply(200, b"<html>a login page</html>"), TransientError, "no list of embeddings"),
+        (Reply(200, b""), TransientError, "no JSON"),
+        (Reply(200, {"error": {"message": f"bad {KEY}", "code": "boom"}}), TransientError, "boom bad"),
+        (Reply(200, {"error": {"type": "insufficient_quota"}}), ConfigurationError, "quota"),
         (Reply(200, {"data": []}), TransientError, "0 embeddings for 1"),
+        (Reply(200, gzip.compress(b"{}"), {"Content-Encoding": "gzip"}), TransientError, "no list"),
+        (Reply(200, b"these are no packed bytes", {"Content-Encoding": "gzip"}), TransientError, "broke off"),
+        (Reply(200, b"zz\r\n{}", {"Transfer-Encoding": "chunked"}), TransientError, "broke off|no connection"),
+        (Reply(500, b"x" * 10_000_000), TransientError, "500"),
+        (Reply(401, b"x" * 10_000_000), ConfigurationError, "OPENAI_API_KEY"),
+        (Reply(400, gzip.compress(bytes(100_000_000)), {"Content-Encoding": "gzip"}), BadDocument, "400"),
+        (Reply(302, b"x" * 10_000_000), ConfigurationError, "302 : see OPENAI_BASE_URL"),
         (Reply(200, {"data": [{"index": 5, "embedding": [1.0]}]}), TransientError, "no list"),
         (Reply(200, {"data": [{"index": 0, "embedding": "?"}]}), TransientError, "no list"),
         (Reply(200, {"data": [{"index": 0, "embedding": []}]}), TransientError, "empty"),
@@ -209,10 +234,11 @@ def test_what_the_server_asks_to_wait_is_told_and_held(
 
 
 def test_the_limits_in_the_answers_headers_reach_the_limiter(openai: OpenAIModel, server: FakeOpenAI) -> None:
-    server.script = [Reply(headers={"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6s"})]
+    limits = {"limit": "20000", "remaining": "0", "reset": "60s"}
+    server.script = [Reply(headers={f"x-ratelimit-{name}-tokens": value for name, value in limits.items()})]
     assert openai.limiter.acquire(1000, time.monotonic()) == 0
     openai.embed(["one"])
-    assert openai.limiter.acquire(1000, time.monotonic()) == pytest.approx(6, abs=1)
+    assert openai.limiter.acquire(1000, time.monotonic()) == pytest.approx(3, abs=1)
 
 
 @pytest.mark.parametrize("poison", ["400", "nan", "zero"])
@@ -264,13 +290,15 @@ def test_a_server_that_is_not_there_is_transient() -> None:
     model.close()
 
 
-def test_a_model_of_known_width_starts_while_its_server_is_away() -> None:
+def test_nothing_is_asked_of_a_server_when_its_model_is_made() -> None:
     settings = Settings(openai_api_key=KEY, openai_base_url="http://127.0.0.1:9/v1")
     model = OpenAIModel(settings, "somebodys-own", width=384)
     assert model.width == 384
     model.close()
+    model = OpenAIModel(settings, "somebodys-own")
     with pytest.raises(TransientError, match="no connection"):
-        OpenAIModel(settings, "somebodys-own")
+        assert model.width
+    model.close()
 
 
 def test_openai_retries_nothing_itself(openai: OpenAIModel, server: FakeOpenAI) -> None:
@@ -287,8 +315,266 @@ def test_openai_is_where_a_model_goes_without_a_base_url() -> None:
     model.close()
 
 
-def test_the_unknown_width_of_an_unreachable_server_is_transient(server: FakeOpenAI) -> None:
-    server.script = [error(503, None)]
+def test_an_answer_is_read_up_to_a_bound(
+    openai: OpenAIModel, server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai_model, "ANSWER_BYTES_MAX", 100_000)
+    bomb = gzip.compress(bytes(50_000_000))
+    server.script = [Reply(body=b" " * 200_000), Reply(body=bomb, headers={"Content-Encoding": "gzip"})]
+    for _ in range(2):
+        with pytest.raises(TransientError, match="longer than 100000 bytes"):
+            openai.embed(["one"])
+    assert openai.embed(["one"]).shape == (1, 1536)
+
+
+def test_an_answer_that_dribbles_in_for_ever_is_given_up(server: FakeOpenAI) -> None:
+    ticks = itertools.count(0.0, 100.0)
+    settings = Settings(openai_api_key=KEY, openai_base_url=server.url)
+    model = OpenAIModel(settings, "text-embedding-3-small", clock=lambda: next(ticks))
+    server.script = [Reply(body=b" " * 10_000_000)]
+    with pytest.raises(TransientError, match="not complete"):
+        model.embed(["one"])
+    model.close()
+
+
+def test_a_packed_answer_is_understood_though_none_was_asked_for(openai: OpenAIModel, server: FakeOpenAI) -> None:
+    def packed(request: dict[str, Any]) -> Reply:
+        raw = json.dumps(server.embeddings(request)).encode()
+        return Reply(body=gzip.compress(raw), headers={"Content-Encoding": "gzip"})
+
+    expected = openai.embed(["one"])
+    server.script = [packed]
+    assert np.array_equal(openai.embed(["one"]), expected)
+    assert server.headers[0]["accept-encoding"] == "identity"
+
+
+def test_another_of_openais_models_is_found_out_by_its_name(openai: OpenAIModel, server: FakeOpenAI) -> None:
+    """text-embedding-ada-002 has the same width: nothing else would tell."""
+    server.script = [lambda request: Reply(body=server.embeddings(request, model="text-embedding-ada-002"))]
+    with pytest.raises(ConfigurationError, match="answers with text-embedding-ada-002"):
+        openai.embed(["one"])
+    server.script = [lambda request: Reply(body=server.embeddings(request, model="gateway/small"))]
+    assert openai.embed(["one"]).shape == (1, 1536)
+
+
+def test_a_text_of_openais_that_must_be_within_the_limit_is_not_counted_again(
+    openai: OpenAIModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def count(text: str) -> int:
+        counted.append(text)
+        return 1
+
+    monkeypatch.setattr(openai, "_count", count)
+    short, long = "x" * openai.max_input_tokens, "x" * (openai.max_input_tokens + 1)
+    assert openai.embed([short, long]).shape == (2, 1536)
+    assert counted == [long]
+    assert openai.embed(["load forecast"], "query").shape == (1, 1536)
+    assert counted == [long]
+
+
+def test_the_limiter_learns_what_another_server_has_read(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.width = 40
+    model = OpenAIModel(Settings(openai_base_url=server.url), "somebody/else", width=40)
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(model.limiter, "answered", lambda *_, tokens=0, used=0, **__: told.append((tokens, used)))
+    server.script = [
+        Reply(),  # how much of a text it reads is tried once, and was granted by nobody
+        lambda request: Reply(body=server.embeddings(request, usage={"prompt_tokens": 30})),
+        Reply(body={"data": []}),
+    ]
+    texts = ["load forecast by zone", "prices"]
+    assert model.embed(texts).shape == (2, 40)
     with pytest.raises(TransientError):
-        OpenAIModel(Settings(openai_api_key=KEY, openai_base_url=server.url), "somebody/else")
-    assert openai_model.OPENAI_WIDTHS.get("somebody/else") is None
+        model.embed(texts)
+    estimate = sum(model.count_tokens(text) for text in texts)
+    assert told[0][0] == 0
+    assert told[1:] == [(estimate, 30), (estimate, 0)]
+    model.close()
+
+
+class TestDimensions:
+    def test_are_asked_for_and_part_of_the_name(self, server: FakeOpenAI) -> None:
+        server.width = 512
+        settings = Settings(openai_api_key=KEY, openai_base_url=server.url)
+        model = create_model(settings, "openai:text-embedding-3-small@512")
+        assert (model.name, model.width) == ("openai:text-embedding-3-small@512", 512)
+        assert model.embed(["one"]).shape == (1, 512)
+        assert server.requests[0]["dimensions"] == 512
+        model.close()
+
+    def test_that_a_server_ignores_are_refused(self, server: FakeOpenAI) -> None:
+        model = create_model(Settings(openai_base_url=server.url), "openai:text-embedding-3-small@512")
+        with pytest.raises(ConfigurationError, match="ignores the dimensions"):
+            model.embed(["one"])
+        model.close()
+
+
+class TestACompatibleServer:
+    """Its model is one that we know nothing of."""
+
+    @pytest.fixture
+    def theirs(self, server: FakeOpenAI) -> Iterator[OpenAIModel]:
+        server.width = 40
+        model = OpenAIModel(Settings(openai_base_url=server.url), "somebody/else", width=40)
+        yield model
+        model.close()
+
+    def test_must_read_as_much_of_a_text_as_it_will_be_sent(self, theirs: OpenAIModel, server: FakeOpenAI) -> None:
+        def cutting(request: dict[str, Any]) -> Reply:
+            return Reply(body=server.embeddings(request, usage={"prompt_tokens": 128}))
+
+        server.script = [cutting]
+        with pytest.raises(ConfigurationError, match="SHOAL_OPENAI_MAX_INPUT_TOKENS=128"):
+            theirs.embed(["one"])
+        assert [request["input"] for request in server.requests] == [["the " * 504]]
+        assert theirs.embed(["one"]).shape == (1, 40)  # asked again: it was mended meanwhile
+        theirs.embed(["two"])
+        assert [request["input"] for request in server.requests[2:]] == [["one"], ["two"]]  # and asked once
+
+    def test_that_is_away_at_its_first_use_is_asked_again(self, theirs: OpenAIModel, server: FakeOpenAI) -> None:
+        server.script = [error(503, None)]
+        with pytest.raises(TransientError):
+            theirs.embed(["one"])
+        assert theirs.embed(["one"]).shape == (1, 40)
+
+    def test_that_refuses_the_length_names_the_setting(self, theirs: OpenAIModel, server: FakeOpenAI) -> None:
+        server.script = [error(413, None, "`inputs` must have less than 256 tokens. Given: 506")]
+        with pytest.raises(ConfigurationError, match=r"256 tokens.*SHOAL_OPENAI_MAX_INPUT_TOKENS"):
+            theirs.embed(["one"])
+
+    def test_that_tells_no_usage_is_warned_about(
+        self, theirs: OpenAIModel, server: FakeOpenAI, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server.script = [lambda request: Reply(body=server.embeddings(request, usage=None))] * 2
+        assert theirs.embed(["one"]).shape == (1, 40)
+        assert "whether it cuts is unknown" in caplog.text
+
+    def test_that_may_have_cut_a_text_gives_no_vector(self, theirs: OpenAIModel, server: FakeOpenAI) -> None:
+        theirs.embed(["one"])
+        server.script = [lambda request: Reply(body=server.embeddings(request, usage={"prompt_tokens": 512}))]
+        with pytest.raises(BadDocument, match="may have been cut"):
+            theirs.embed(["word " * 200])
+
+    def test_takes_a_text_of_half_its_window_unless_its_tokenizer_is_here(
+        self, theirs: OpenAIModel, server: FakeOpenAI
+    ) -> None:
+        assert theirs.max_input_tokens == 256
+        file = model_directory(Settings(model_dir=None), "all-MiniLM-L6-v2") / "tokenizer.json"
+        settings = Settings(openai_base_url=server.url, openai_tokenizer=file)
+        exact = OpenAIModel(settings, "somebody/else", width=40)
+        assert exact.max_input_tokens == 512
+        assert exact.count_tokens("word " * 510) == 512
+        server.script = [
+            Reply(),
+            lambda request: Reply(body=server.embeddings(request, usage={"prompt_tokens": 1024})),
+            lambda request: Reply(body=server.embeddings(request, usage={"prompt_tokens": 900})),
+        ]
+        assert exact.embed(["word " * 510] * 2).shape == (2, 40)
+        with pytest.raises(BadDocument, match="may have been cut"):
+            exact.embed(["word " * 510] * 2)
+        exact.embed(["word " * 900], "query")
+        assert server.requests[-1]["input"] == [("word " * 510).rstrip() + " "]
+        exact.close()
+
+    def test_is_sent_no_more_texts_than_it_said_it_takes(self, theirs: OpenAIModel, server: FakeOpenAI) -> None:
+        theirs.embed(["one"])
+        server.requests.clear()
+
+        def limited(request: dict[str, Any]) -> Reply:
+            count = len(request["input"])
+            if count <= 8:
+                return Reply()
+            return error(422, None, f"batch size {count} > maximum allowed batch size 8")
+
+        server.script = [limited] * 9
+        texts = [f"reading {i}" for i in range(20)]
+        vectors = theirs.embed(texts)
+        assert [len(request["input"]) for request in server.requests] == [20, 8, 8, 4]
+        server.script.clear()
+        assert np.allclose(vectors, np.concatenate([theirs.embed([text]) for text in texts]), atol=1e-6)
+        assert theirs.batch_inputs_max == 8
+
+    @pytest.mark.parametrize("status", [400, 422, 500])
+    def test_that_takes_no_encoding_is_asked_for_numbers(
+        self, theirs: OpenAIModel, server: FakeOpenAI, status: int
+    ) -> None:
+        theirs.embed(["one"])
+        expected = theirs.embed(["one"])
+        server.requests.clear()
+
+        def plain(request: dict[str, Any]) -> Reply:
+            if request["encoding_format"] == "base64":
+                return error(status, None, "Setting encoding_format is not supported by this provider")
+            return Reply(body=server.embeddings(request, as_lists=True))
+
+        server.script = [plain] * 3
+        assert np.allclose(theirs.embed(["one"]), expected, atol=1e-6)
+        theirs.embed(["one"])
+        assert [request["encoding_format"] for request in server.requests] == ["base64", "float", "float"]
+
+    def test_has_the_width_of_its_first_answer_ever_after(self, server: FakeOpenAI) -> None:
+        server.width = 40
+        model = OpenAIModel(Settings(openai_base_url=server.url), "somebody/else")
+        assert model.embed(["one"]).shape == (1, 40)
+        server.width = 48
+        with pytest.raises(ConfigurationError, match="48 wide"):
+            model.embed(["one"])
+        model.close()
+
+
+class TestAzure:
+    @pytest.fixture
+    def settings(self, server: FakeOpenAI) -> Settings:
+        return Settings(
+            azure_openai_endpoint=server.url.removesuffix("/v1"), azure_openai_api_key=KEY,
+            azure_openai_deployments={"text-embedding-3-small": "my small one"},
+        )  # fmt: skip
+
+    def test_is_asked_at_its_own_address_with_its_own_key(self, server: FakeOpenAI, settings: Settings) -> None:
+        model = create_model(settings)
+        assert model.name == "openai:text-embedding-3-small"  # the same vectors: a collection may move
+        assert model.embed(["one"]).shape == (1, 1536)
+        assert server.requests[0]["path"] == ("/openai/deployments/my%20small%20one/embeddings?api-version=2024-10-21")
+        assert server.headers[0]["api-key"] == KEY
+        assert "authorization" not in server.headers[0]
+        model.close()
+
+    def test_names_its_own_settings(self, server: FakeOpenAI, settings: Settings) -> None:
+        model = create_model(settings, "openai:text-embedding-3-large")
+        server.script = [error(404, "DeploymentNotFound"), error(401, "401", f"Access denied: {KEY}")]
+        with pytest.raises(ConfigurationError, match=r"DeploymentNotFound: see .*SHOAL_AZURE_OPENAI_DEPLOYMENTS"):
+            model.embed(["one"])
+        with pytest.raises(ConfigurationError, match="AZURE_OPENAI_API_KEY") as caught:
+            model.embed(["one"])
+        assert KEY not in str(caught.value)
+        model.close()
+
+    def test_finds_a_deployment_of_another_model(self, server: FakeOpenAI, settings: Settings) -> None:
+        model = create_model(settings)
+        server.script = [lambda request: Reply(body=server.embeddings(request, model="text-embedding-ada-002"))]
+        with pytest.raises(ConfigurationError, match="SHOAL_AZURE_OPENAI_DEPLOYMENTS"):
+            model.embed(["one"])
+        model.close()
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"azure_openai_api_key": None}, "AZURE_OPENAI_API_KEY"),
+            ({"openai_base_url": "http://127.0.0.1:9/v1"}, "unset one"),
+        ],
+    )
+    def test_that_is_half_configured_is_an_error(self, settings: Settings, changes: dict[str, Any], words: str) -> None:
+        with pytest.raises(ConfigurationError, match=words):
+            create_model(settings.model_copy(update=changes))
+
+
+def test_a_prefixed_model_sends_its_prefix(server: FakeOpenAI) -> None:
+    server.width = 40
+    model = create_model(Settings(openai_base_url=server.url), "openai:intfloat/e5-small-v2+e5", width=40)
+    model.embed(["wind"])
+    model.embed(["wind"], "query")
+    assert [request["input"] for request in server.requests[1:]] == [["passage: wind"], ["query: wind"]]
+    assert {request["model"] for request in server.requests} == {"intfloat/e5-small-v2"}
+    model.close()

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import signal
+import threading
 import time
 import uuid
 import zipfile
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import lance
+import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer
 
@@ -29,6 +32,8 @@ from shoal.settings import Settings, load
 from shoal.sources.ids import document_id
 from shoal.sources.kafka import connection, open_producer
 from shoal.sources.publishing import Prepared
+from shoal.store.schemas import table_uri, vectors_table
+from shoal.store.writing import storage_options
 from tests.fixtures.s3_server import S3Server
 from tests.fixtures.stack import Stack
 
@@ -325,6 +330,66 @@ def test_the_status_tells_the_truth(place: Place) -> None:
     age_s = (datetime.now(UTC) - datetime.fromisoformat(flow["at"])).total_seconds()
     assert age_s < 15
     assert flow["writer"]["documents"] > 0
+
+
+def test_upkeep_that_is_asked_for_is_done_while_searches_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1. Questions are asked without a pause. 2. Every command of upkeep is given; 3. each does what it says."""
+    for name, value in place.stack.environment.items():
+        if name.startswith(("AWS_", "LANCEDB_")):
+            monkeypatch.setenv(name, value)
+    settings = load(data_dir=place.stack.directory / "data")
+    body = forecast("Erasure", 40)
+    doomed = place.document("erased.csv", body, dataset="upkeep")
+    kept = [place.document(f"kept-{n}.csv", forecast(f"Area {n}", n), dataset="upkeep") for n in range(3)]
+    token = str(place.announce([doomed, *kept]).commit_sequence)
+    place.stack.get("/api/v1/scrapes/search", limit=1, wait_token=token)
+    vectors, options = table_uri(settings.tables_uri, vectors_table("scraper")), storage_options(settings)
+    held = lance.dataset(vectors, storage_options=options)
+    (row,) = held.to_table(filter=f"id = '{kept[0].document_id}#0'").to_pylist()
+    orphan = {**row, "id": "prod:upkeep:nobody#0", "metadata_id": "prod:upkeep:nobody"}
+    lance.write_dataset(
+        pa.Table.from_pylist([orphan], schema=held.schema), vectors, mode="append", storage_options=options
+    )
+    answered, failures, is_over = [], [], threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            for mode in ("keyword", "vector"):
+                try:
+                    found = place.stack.get("/api/v1/scrapes/search", dataset="upkeep", query="Area 1 load", mode=mode)
+                    answered.append(any(hit["urn"] == "kept-1.csv" for hit in found["results"]))
+                except httpx.HTTPError as error:
+                    failures.append(repr(error))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        said = {}
+        for name, arguments in {
+            "found": ("check",), "rebuild": ("index", "rebuild"), "optimize": ("index", "optimize"),
+            "repair": ("check", "--repair"), "whole": ("check",), "erase": ("erase", doomed.document_id, "--yes"),
+            "recall": ("recall",), "status": ("index", "status"), "verify": ("verify",),
+        }.items():  # fmt: skip
+            before = len(answered)
+            done = place.stack.run(*arguments, "-o", "json")
+            assert done.returncode == (1 if name == "found" else 0), f"{name}: {done.stdout}{done.stderr}"
+            said[name] = json.loads(done.stdout)
+            assert len(answered) > before, f"no answer during {name}"
+    finally:
+        is_over.set()
+        asking.join()
+    assert failures == []
+    assert all(answered)
+    errors = [finding["code"] for finding in said["found"]["findings"] if finding["severity"] == "error"]
+    assert errors == ["orphan_chunks"]
+    assert "content_summary: train took" in said["rebuild"]["detail"]
+    assert said["optimize"]["state"] == "done"
+    (repair,) = said["repair"]["repairs"]
+    assert repair["result"]["removed"] == {"vectors": 1}
+    assert said["whole"]["ok"]
+    assert (said["erase"]["rows"], said["erase"]["chunks"], said["erase"]["remembered"]) == (0, 0, 1)
+    assert not place.stack.get(f"/api/v1/scrapes/{hashlib.sha256(body).hexdigest()}")["exists"]
+    assert said["status"]["requests"], "what was asked for is told"
 
 
 def test_after_a_kill_of_everything_it_goes_on_where_it_was(tmp_path: Path) -> None:

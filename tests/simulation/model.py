@@ -94,6 +94,11 @@ class _Life:
     removed: list[tuple[tuple[Announced, Document], int]] = field(default_factory=list)  # with the removal's offset
     tombstone: int | None = None
 
+    def drop_errors_below_marks(self) -> None:
+        """Where a good version was removed, no error announced for the same version takes the place of its mark."""
+        marked = {gone.version for (_, gone), _ in self.removed if gone.bad is None}
+        self.versions = [found for found in self.versions if found[1].bad is None or found[1].version not in marked]
+
     def current(self) -> tuple[Announced, Document] | None:
         """The greatest that no removed one outranks which it preceded."""
         live = [
@@ -137,6 +142,7 @@ def expected(log: list[Announced]) -> Expected:
     for document_id, life in lives.items():
         if life.tombstone is not None:
             result.tombstones[document_id] = life.tombstone
+        life.drop_errors_below_marks()
         if not life.versions:
             continue
         current = life.current()

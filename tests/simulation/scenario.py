@@ -19,7 +19,7 @@ import orjson
 
 from shoal.actors.names import WRITER
 from shoal.errors import DeadReason
-from shoal.faults import POINTS
+from shoal.faults import POINTS, RARE
 from shoal.settings import Settings
 from shoal.sources.messages import OUTCOME_HEADER
 from tests.simulation.broker import Broker, Consumer, Key
@@ -51,7 +51,7 @@ PER_CALL = {
     "table_slow": 0.1, "table_refused": 0.08, "table_unknown_lost": 0.05, "table_unknown_landed": 0.06,
     "table_lands_late": 0.05, "table_read_failed": 0.02, "upkeep": 0.3,
     "writer_killed_at_a_step": 0.02, "writer_frozen_at_a_step": 0.01,
-    **{f"killed_at_{point}": 0.02 for point in POINTS},
+    **{f"killed_at_{point}": 0.02 for point in POINTS if point not in RARE},
 }  # fmt: skip
 """Rates per occasion, about; `writer_*_at_a_step` falls between any two steps of the tables."""
 

@@ -26,7 +26,7 @@ from shoal import faults
 from shoal.actors import embedder, fetcher, reader, stages, writer
 from shoal.embeddings import service  # noqa: F401 - loaded, so that it is changed
 from shoal.sources.objects import ObjectReader
-from shoal.store import writing
+from shoal.store import generations, writing
 from tests.simulation.broker import Broker, Consumer, Producer
 from tests.simulation.kernel import EPOCH_S, BatonThread, Killed, World, here
 from tests.simulation.systems import Cache, Extractor, Model, Store, Systems
@@ -95,6 +95,17 @@ class NoSurvey:
     def stop(self) -> None: ...
 
 
+class NothingKnown:
+    """embedder.KnownVectors: the tables answer no lookup, so every text that the cache lacks is embedded."""
+
+    def __init__(self, *_: Any) -> None: ...
+
+    async def of(self, *_: Any) -> dict[str, Any]:
+        return {}
+
+    async def close(self) -> None: ...
+
+
 @contextmanager
 def seams(world: World, broker: Broker, storage: Storage, systems: Systems, get_actor: Any) -> Iterator[None]:
     """The real modules live in `world` for as long as this is open."""
@@ -149,8 +160,13 @@ def seams(world: World, broker: Broker, storage: Storage, systems: Systems, get_
         },
         stages: {"ray": SimpleNamespace(get_actor=get_actor)},
         fetcher: {"ExtractionPool": Extractor, "ObjectReader": lambda settings: ObjectReader(settings, Store(systems))},
-        embedder: {"EmbeddingCache": lambda *_: Cache(systems), "create_model": lambda *_, **__: Model(systems)},
+        embedder: {
+            "EmbeddingCache": lambda *_: Cache(systems),
+            "create_model": lambda *_, **__: Model(systems),
+            "KnownVectors": NothingKnown,
+        },
         writing: {"FencedTable": SimulatedTable, "Maintenance": SimulatedMaintenance, "Retention": NothingExpires},
+        generations: {"FencedTable": SimulatedTable},
         writer: {},
     }
     undo: list[Callable[[], None]] = []

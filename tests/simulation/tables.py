@@ -224,7 +224,7 @@ class SimulatedTable(FencedTable):
 class SimulatedMaintenance:
     """Upkeep as a writer sees it: now and then a table has a new version, made past its fence."""
 
-    def __init__(self, tables: dict[TableKind, SimulatedTable], settings: Any) -> None:
+    def __init__(self, tables: dict[TableKind, SimulatedTable], settings: Any, *, keeps_states: bool = True) -> None:
         self._tables = tables
         self.unindexed_rows = 0
         self.last = "none yet"

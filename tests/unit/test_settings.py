@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,16 @@ def test_a_key_decides_the_provider_of_new_collections_and_is_never_shown(monkey
 
 def test_tables_may_lie_in_s3() -> None:
     assert load(lancedb_path="s3://bucket/prefix/").tables_uri == "s3://bucket/prefix"
+
+
+def test_commits_to_s3_wait_longer_unless_they_are_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load().commit_linger_s == 0.25
+    assert load(lancedb_path="s3://b/t").commit_linger_s == 1.0
+    monkeypatch.setenv("SHOAL_COMMIT_LINGER_MS", "250")
+    told = load(lancedb_path="s3://b/t")
+    assert told.commit_linger_s == pickle.loads(pickle.dumps(told)).commit_linger_s == 0.25
+    monkeypatch.delenv("SHOAL_COMMIT_LINGER_MS")
+    assert pickle.loads(pickle.dumps(load(lancedb_path="s3://b/t"))).commit_linger_s == 1.0
 
 
 def test_an_unknown_variable_of_ours_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

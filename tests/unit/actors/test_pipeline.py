@@ -388,6 +388,16 @@ async def test_a_bug_is_not_swallowed() -> None:
         await line.run(item())
 
 
+@pytest.mark.parametrize("kind", ["spend", "fix_mark", "delete"])
+async def test_a_command_without_a_vector_is_done_while_the_embedder_embeds_nothing(kind: str) -> None:
+    stages = FakeStages()
+    stages.script["embed"] = stages.script["embed_command"] = [TransientError("the budget is spent", 60.0)]
+    telling = Command(message().position, "s1", kind, "scraper", "{}", "e", datetime(2026, 1, 1, tzinfo=UTC))
+    line, _ = pipeline(stages, lambda _: [telling])
+    await line.run(item())
+    assert stages.names() == ["write"]
+
+
 async def test_a_bad_record_found_by_any_stage_is_a_dead_letter_and_no_bug() -> None:
     command = Command(message().position, "c1", "fix", "scraper", "{}", "me", datetime(2026, 1, 1, tzinfo=UTC))
     stages = FakeStages()

@@ -15,6 +15,7 @@ from shoal.actors.writer import Writer
 from shoal.errors import ConfigurationError, DeadReason, FencedError, TransientError
 from shoal.records import Ack, Deletion, Outcome, Position, Progress, Writable
 from shoal.settings import Settings
+from shoal.store.generations import MovedError
 from shoal.store.writing import TablesStatistics
 
 
@@ -189,6 +190,19 @@ async def test_a_panic_in_native_code_leaves_nobody_waiting_and_the_next_call_op
     assert "PanicException" in str(told[0])
     assert [ack.outcome for ack in await write_all(writer, ["a"])] == [Outcome.DELETED]
     assert opened.count == 2
+
+
+async def test_a_writer_whose_tables_were_left_looks_for_the_collection_at_the_next_call(made: Any) -> None:
+    # There and back before the supervisor looked: the model is the same, so nobody would start this writer anew.
+    def left(_: list[str]) -> None:
+        raise MovedError("moved")
+
+    old, new = FakeTables(left), FakeTables()
+    writer, opened = made(old, new)
+    assert [type(told) for told in await write_all(writer, ["a", "b"])] == [MovedError] * 2
+    assert [ack.outcome for ack in await write_all(writer, ["a", "b"])] == [Outcome.DELETED] * 2
+    assert opened.count == 2
+    assert old.closed
 
 
 async def test_the_fence_carries_the_furthest_progress_of_each_partition(made: Any) -> None:

@@ -17,7 +17,9 @@ from shoal.cluster.backfilling import HIDDEN, MARK, About, Directory, Found, bac
 from shoal.cluster.output import Exit, Format
 from shoal.cluster.sending import PacedSender, StateFile, Window
 from shoal.errors import TransientError
+from shoal.records import Announcement, Position
 from shoal.settings import Settings, load
+from shoal.sources.messages import RawMessage, parse_message
 
 ABOUT = About("nyiso_load", "nyiso", "load")
 NOT_UTF_8 = os.fsdecode(b"b-\xff.json")
@@ -69,6 +71,25 @@ def test_any_name_can_be_where_a_run_broke_off(
     assert asked == ["", name]
     assert "\x1b[31m" not in terminal.getvalue()
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_what_a_backfill_announces_says_so_and_waits_behind_what_is_new(tmp_path: Path) -> None:
+    sent: list[RawMessage] = []
+
+    class Heard(Sender):
+        def send(self, topic: str, key: bytes, value: bytes, headers: Any, **_: Any) -> bool:
+            sent.append(RawMessage(Position("c", topic, 0, len(sent), 0), key, value, tuple(headers)))
+            return True
+
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "a.json").write_text("{}")
+    settings = load(data_dir=tmp_path / "data", allowed_file_roots=[place])
+    sender = Heard(settings, Window(), save=None, progress=None)
+    assert backfilling._announce(sender, Directory(str(place), ABOUT, settings).after(""), settings)
+    (work,) = parse_message(sent[0], settings)
+    assert isinstance(work, Announcement)
+    assert (work.is_backfill, work.is_replay) == (True, False)
 
 
 @pytest.mark.parametrize("name", ["", "a/b.json", "{hex}", "負荷", NOT_UTF_8])

@@ -330,3 +330,34 @@ async def test_a_ray_that_answers_nothing_holds_up_no_turn() -> None:
     assert on.shown["state"] == "waiting"
     on.cluster.gate.set()
     await on.crew.dismiss()
+
+
+async def test_posts_are_exchanged_where_the_collection_has_moved() -> None:
+    made: list[tuple[str, str]] = []
+    ended: list[Any] = []
+    now = 0.0
+
+    def post(name: str, model: str) -> Post:
+        def create(_: Connection) -> FakeActor:
+            made.append((name, model))
+            return FakeActor(pid=len(made))
+
+        return Post(name, create)
+
+    crew = Crew([post("writer", "old"), post("embedder", "old")], 30.0, 30.0, end=ended.append, clock=lambda: now)
+    await crew.turn(PLACE)
+    await crew.turn(PLACE)
+    assert sorted(made) == [("embedder", "old"), ("writer", "old")]
+    others = [post("writer", "new"), post("embedder", "new")]
+    assert crew.exchange(others, "the collection has moved")
+    now += 2.0
+    await crew.turn(PLACE)
+    await crew.turn(PLACE)
+    assert sorted(made)[::2] == [("embedder", "new"), ("writer", "new")]
+    assert len(ended) == 2
+    assert crew.exchange(others, "the collection has moved")  # nothing more to do
+    now += 2.0
+    await crew.turn(PLACE)
+    assert len(made) == 4
+    assert len(ended) == 2
+    await crew.dismiss()

@@ -53,11 +53,11 @@ def test_a_copy_stands_where_its_original_stood_and_so_does_a_copy_of_a_copy(set
     for again in (copy(original), copy(copy(original))):
         (work,) = parse_message(again, settings)
         assert isinstance(work, Announcement)
-        assert (work.position, work.is_replay) == (AT, True)
+        assert (work.position, work.is_replay, work.is_backfill) == (AT, True, True)
         assert again.position != AT
     (work,) = parse_message(original, settings)
     assert isinstance(work, Announcement)
-    assert not work.is_replay
+    assert (work.is_replay, work.is_backfill) == (False, False)
     (gone,) = parse_message(copy(raw(None, key=b"prod:ds:a")), settings)
     assert isinstance(gone, Deletion)
     assert gone.position == AT

@@ -23,6 +23,7 @@ from shoal.metrics import (
     PartitionStatistics,
     ReaderStatistics,
     RecallStatistics,
+    SpendStatistics,
     WriterStatistics,
 )
 
@@ -153,6 +154,23 @@ def test_the_docs_explain_every_field_of_the_status(desk: Desk) -> None:
     status = desk.turn()
     named = {*status, *status["totals"]} - {"memory"}
     assert {name for name in named if name not in words and not name.startswith("oldest_item")} == set()
+
+
+def test_the_budget_is_shown_from_80_percent_on_and_says_what_to_do(desk: Desk) -> None:
+    def turn(**fields: Any) -> dict[str, Any]:
+        spend = SpendStatistics("ok", "$0.10 of $1.00 spent today", "2026-01-20", 0.1, 0.1, 1.0, 0.0)
+        return desk.turn(a_crew() | {"embedder": replace(EMBEDDER, spend=replace(spend, **fields))})
+
+    fine = turn()
+    assert (fine["health"], fine["embedder"]["spend"]["spent_day_usd"]) == ("ok", 0.1)
+    for level, told in (("warned", "At 100 %"), ("exhausted", "Nothing is lost")):
+        (reason,) = turn(level=level)["reasons"]
+        assert (reason["severity"], reason["what"]) == ("degraded", "budget")
+        assert told in reason["do"]
+    (unpriced,) = turn(unpriced_models=("openai:mystery",))["reasons"]
+    assert "SHOAL_PRICES" in unpriced["do"]
+    (behind,) = turn(last_error="no broker")["reasons"]
+    assert (behind["what"], "no broker" in behind["why"]) == ("ledger", True)
 
 
 def test_recall_is_shown_and_its_alarm_says_what_to_do(desk: Desk) -> None:

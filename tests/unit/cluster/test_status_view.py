@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,7 +14,7 @@ from shoal.cluster.asking import show_status
 from shoal.cluster.output import Exit, Format
 from shoal.cluster.status import Facts, build_status
 from shoal.cluster.status_view import PARTITIONS_MAX, health_of, render, span
-from shoal.metrics import PartitionStatistics, ReaderStatistics, WriterStatistics
+from shoal.metrics import EmbedderStatistics, PartitionStatistics, ReaderStatistics, WriterStatistics
 
 T0 = datetime(2026, 1, 20, 3, tzinfo=UTC)
 
@@ -104,6 +105,22 @@ def test_each_trouble_stands_with_what_to_do_before_any_figure() -> None:
 )
 def test_every_figure_is_there(figure: str) -> None:
     assert figure in printed(a_night())
+
+
+def test_the_embedders_line_says_what_cost_nothing_what_waits_and_how_the_provider_is() -> None:
+    answer = a_night()
+    answer["ingest"]["embedder"] = asdict(
+        EmbedderStatistics(
+            model="hash:8", width=8, pid=2, uptime_s=60, texts=1000, cache_hits=700, reused=50, requests=9, tokens=90,
+            failed_requests=2, queued_texts=260, queued_by_lane={"query": 0, "live": 4, "backfill": 256}, running=4,
+            running_max=6, unwell_s=75.0, last_error="rate [limit] reached",
+        )
+    )  # fmt: skip
+    assert (
+        "1000 texts, 75% not paid for (700 from the cache, 50 from the tables); 9 requests, 2 failed; "
+        "260 queued (4 live, 256 backfill); 4 of 6 requests under way; unwell for 75 s; "
+        "last error: rate [limit] reached"
+    ) in " ".join(printed(answer, 400).split())
 
 
 def test_only_the_quiet_feeds_are_listed() -> None:

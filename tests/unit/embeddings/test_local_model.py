@@ -8,16 +8,18 @@ import pickle
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from shoal.embeddings import local_model
 from shoal.embeddings.bert_graph import read_shape
-from shoal.embeddings.local_model import LocalModel, TokenCounter, model_directory
+from shoal.embeddings.local_model import LocalModel, model_directory
+from shoal.embeddings.wordpieces import TokenCounter
 from shoal.errors import BadDocument, ConfigurationError
 from shoal.settings import Settings
 
@@ -130,7 +132,7 @@ def test_long_runs_are_split_and_keep_their_order(model: LocalModel) -> None:
 
 def test_no_more_than_the_limit_is_padded_into_one_run() -> None:
     lengths = [256] * 40 + [3] * 500
-    runs = list(local_model._runs(lengths))
+    runs = list(local_model._runs(lengths, 1024))
     assert sorted(i for run in runs for i in run) == list(range(540))
     assert all(len(run) * max(lengths[i] for i in run) <= 1024 for run in runs)
 
@@ -175,7 +177,7 @@ def test_threads_of_one_model_do_not_disturb_each_other(model: LocalModel) -> No
 
 def test_the_graph_is_built_once_and_nothing_half_written_is_left(model: LocalModel, graphs: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in graphs.iterdir()}
-    assert [path.suffix for path in before] == [".onnx"]
+    assert {path.suffix for path in before} == {".onnx"}
     LocalModel(DIRECTORY, "local:again", graphs, threads=1)
     assert {path: path.stat().st_mtime_ns for path in graphs.iterdir()} == before
 
@@ -183,7 +185,7 @@ def test_the_graph_is_built_once_and_nothing_half_written_is_left(model: LocalMo
 def test_a_damaged_graph_is_built_anew_with_a_warning(
     model: LocalModel, graphs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (whole,) = graphs.glob("*.onnx")
+    (whole,) = graphs.glob("*[0-9a-f][0-9a-f].onnx")
     (tmp_path / whole.name).write_bytes(whole.read_bytes()[:1000])
     assert LocalModel(DIRECTORY, "local:x", tmp_path, threads=1).embed(["fine"]).shape == (1, 384)
     assert (tmp_path / whole.name).stat().st_size == whole.stat().st_size
@@ -196,7 +198,7 @@ def test_two_that_build_the_graph_at_once_get_the_same_whole_file(
     together, results = threading.Barrier(2), []
 
     def build() -> None:
-        together.wait(10)
+        together.wait(60)
         results.append(local_model._graph_file(DIRECTORY, read_shape(DIRECTORY), tmp_path))
 
     threads = [threading.Thread(target=build) for _ in range(2)]
@@ -204,7 +206,7 @@ def test_two_that_build_the_graph_at_once_get_the_same_whole_file(
         thread.start()
     for thread in threads:
         thread.join()
-    (whole,) = graphs.glob("*.onnx")
+    (whole,) = graphs.glob("*[0-9a-f][0-9a-f].onnx")
     assert results == [tmp_path / whole.name] * 2
     assert [path.stat().st_size for path in tmp_path.iterdir()] == [whole.stat().st_size]
 
@@ -258,6 +260,71 @@ def test_cls_pooling_is_the_first_tokens_vector(tmp_path: Path, graphs: Path) ->
     alone, padded = by_cls.embed(["wind speed"])[0], by_cls.embed(["wind speed", "a longer text next to it"])[0]
     assert np.allclose(alone, padded, atol=1e-5)
     assert float(alone @ LocalModel(DIRECTORY, "local:x", graphs, threads=1).embed(["wind speed"])[0]) < 0.99
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", {"model_type": "bert"}, "lacks a number"),
+        ("config.json", {"num_attention_heads": 7}, "describes no encoder"),
+        ("config.json", {"hidden_size": None}, "lacks a number"),
+        ("config.json", "not JSON", "can't be read"),
+        ("config.json", {"vocab_size": 100}, "files are of two models"),
+        ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "'Dense'"),
+        ("modules.json", {"type": "x"}, "can't be read"),
+        ("tokenizer.json", {}, "tokenizer.json can't be read"),
+    ],
+)
+def test_a_directory_that_would_make_other_vectors_is_refused(
+    tmp_path: Path, file: str, content: Any, message: str
+) -> None:
+    mine = copy_of_the_model(tmp_path)
+    path = mine / file
+    if isinstance(content, dict) and file == "config.json" and content != {"model_type": "bert"}:
+        content = json.loads(path.read_text()) | content
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(ConfigurationError, match=message):
+        LocalModel(mine, "local:mine", tmp_path / "graphs", threads=1)
+    assert not (tmp_path / "graphs").exists()
+
+
+def test_weights_that_are_no_numbers_give_no_vector(tmp_path: Path) -> None:
+    mine = copy_of_the_model(tmp_path)
+    weights = load_file(DIRECTORY / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layer.5.output.dense.bias"))
+    weights[name] = np.full_like(weights[name], np.nan)
+    (mine / "model.safetensors").unlink()
+    save_file(weights, mine / "model.safetensors")
+    with pytest.raises(ConfigurationError, match="weights are damaged"):
+        LocalModel(mine, "local:mine", tmp_path / "graphs", threads=1).embed(["wind"])
+
+
+def test_the_quantised_model_is_one_of_its_own_and_close_to_the_other(
+    model: LocalModel, graphs: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    quantised = LocalModel(DIRECTORY, "local:all-MiniLM-L6-v2@int8", graphs, threads=1, is_quantised=True)
+    texts = ["forecast of tomorrow's electricity demand", "login with a bearer token", "ein Fluß, 東京", "wind " * 120]
+    vectors = quantised.embed(texts)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert "pre-processing" not in caplog.text  # advice that nobody who runs it could follow
+    cosines = (vectors * model.embed(texts)).sum(axis=1)
+    assert (cosines > 0.97).all()
+    assert (cosines < 0.99999).any()
+    for text, vector in zip(texts, vectors, strict=True):  # to the bit: a text is always run alone
+        assert np.array_equal(quantised.embed([text, "another text"])[0], vector)
+    files = {path.name: path.stat().st_size for path in graphs.iterdir()}
+    assert {name.endswith("-int8.onnx") for name in files} == {True, False}
+    assert min(files.values()) < 0.75 * max(files.values())
+
+
+def test_the_first_use_says_what_it_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    LocalModel(DIRECTORY, "local:x", tmp_path, threads=1)
+    assert "first time" in caplog.text
+    caplog.clear()
+    LocalModel(DIRECTORY, "local:x", tmp_path, threads=1)
+    assert "first time" not in caplog.text
+    assert "local:x is loaded: 384 wide, texts of up to 256 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("weights", [b"", b"these are no weights" * 50])

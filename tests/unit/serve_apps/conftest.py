@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -101,6 +102,14 @@ class FakeIndex:
     async def freshness(self) -> Freshness:
         return Freshness(7, COMMITTED)
 
+    async def unindexed_rows(self, kind: str) -> dict[str, int | None]:
+        legs = {
+            "metadata": {"hash": 1, "schema": 2},
+            "fixes": {"error": None},
+            "vectors": {"vector": 3, "keyword": None},
+        }
+        return legs[kind]
+
     async def counts(self) -> dict[str, int]:
         return {"documents": 1, "chunks": 2}
 
@@ -161,6 +170,7 @@ class Stand:
     embedder: FakeEmbedder = field(default_factory=FakeEmbedder)
     log: FakeLog = field(default_factory=FakeLog)
     status: Any = None
+    indexes: Any = None
     tables_error: Exception | None = None
     defaults: Defaults = field(default_factory=Defaults)
     reranker: Reranker | None = None
@@ -176,9 +186,21 @@ class Stand:
                 raise self.status
             return self.status
 
+        def read_indexes() -> Any:
+            assert threading.current_thread() is not threading.main_thread()
+            if isinstance(self.indexes, Exception):
+                raise self.indexes
+            return self.indexes
+
         vectors = QueryVectors(self.embedder, deadline_s=0.05)
         return SearchService(
-            open_index, vectors, Commands(self.log.open, "commands"), read_status, self.defaults, self.reranker
+            open_index,
+            vectors,
+            Commands(self.log.open, "commands"),
+            read_status,
+            self.defaults,
+            self.reranker,
+            read_indexes,
         )
 
     def app(self) -> FastAPI:

@@ -109,18 +109,25 @@ async def test_the_index_is_opened_once_for_many_and_asked_again_only_after_a_wh
     now = 0.0
     missing = True
 
-    async def open_index() -> str:
+    class Index:
+        is_left = False
+
+        async def close(self) -> None: ...
+
+    index = Index()
+
+    async def open_index() -> Index:
         nonlocal opened
         opened += 1
         await asyncio.sleep(0)
         if missing:
             raise TransientError("no tables yet", 1.0)
-        return "index"
+        return index
 
     provider = IndexProvider(open_index, clock=lambda: now)
     outcomes = await asyncio.gather(*(provider() for _ in range(5)), return_exceptions=True)
     assert all(isinstance(one, TransientError) for one in outcomes)
     assert opened == 1
     missing, now = False, RETRY_S + 0.1
-    assert await asyncio.gather(*(provider() for _ in range(5))) == ["index"] * 5
+    assert await asyncio.gather(*(provider() for _ in range(5))) == [index] * 5
     assert opened == 2

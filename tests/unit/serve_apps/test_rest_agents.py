@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -73,10 +74,41 @@ async def test_the_limit_of_similar_apis_is_bounded(http: Any, limit: str) -> No
     assert (response.status_code, response.json()["parameter"]) == (422, "limit")
 
 
-async def test_similar_apis_without_an_embedder_asks_to_come_back(http: Any, stand: Any) -> None:
+async def test_without_an_embedder_similar_apis_are_those_with_the_words_in_common_each_once(
+    http: Any, stand: Any, ranked: Any
+) -> None:
     stand.embedder.error = TransientError("throttled", 7)
-    response = await http.post(SIMILAR, json={"endpoint": "/x"})
-    assert (response.status_code, response.headers["retry-after"]) == (503, "7")
+    first, other = ranked("hourly load"), ranked("price")
+    stand.index.hits = (
+        first,
+        first,
+        replace(other, chunk={**other.chunk, "api_endpoint": "https://example.org/price"}),
+    )
+    body = (await http.post(SIMILAR, json={"endpoint": "/load", "note": 'a "quoted" word'})).json()
+    assert [api["api_endpoint"].rpartition("/")[2] for api in body["similar_apis"]] == ["load", "price"]
+    assert "throttled" in body["warnings"][0]
+    assert "words in common" in body["warnings"][0]
+    (asked,) = stand.index.requests
+    assert (asked.mode, asked.vector) == ("keyword", None)
+    assert '"' not in asked.query
+
+
+@pytest.mark.parametrize(
+    ("path", "unindexed"),
+    [(SIMILAR, {"schema": 2}), (PATTERNS, {"error": None}), (f"/api/v1/scrapes/{'b' * 64}", {"hash": 1})],
+)
+async def test_look_ups_say_how_fresh_they_are_too(
+    http: Any, stand: Any, path: str, unindexed: dict[str, int | None]
+) -> None:
+    given = {"endpoint": "/x", "scraper_name": "s"}
+    response = await (http.get(path) if "scrapes" in path else http.post(path, json=given))
+    assert response.json()["freshness"] == {
+        "indexed_through": "2025-01-20T14:30:04Z",
+        "wait_token": "7",
+        "lag_records": None,
+        "lag_s": None,
+        "unindexed_rows": unindexed,
+    }
 
 
 async def test_a_hostile_description_is_only_ever_embedded(http: Any, stand: Any) -> None:

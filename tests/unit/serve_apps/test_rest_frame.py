@@ -128,12 +128,14 @@ async def test_the_docs_load_nothing_from_outside(http: Any) -> None:
 async def test_openapi_describes_every_call_with_an_example(http: Any) -> None:
     paths = (await http.get("/openapi.json")).json()["paths"]
     assert set(paths) == {
+        "/api/v1/cost",
         "/",
         "/healthz",
         "/readyz",
         "/api/v1/scrapes/search",
         "/api/v1/scrapes/{hash}",
         "/api/v1/collections/{name}/search",
+        "/api/v1/collections/{name}/index",
         "/api/v1/agents/context/similar-apis",
         "/api/v1/agents/context/fix-patterns",
         "/api/v1/agents/fixes",

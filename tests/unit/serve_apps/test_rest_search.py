@@ -65,8 +65,9 @@ def _window(filters: Any) -> Range:
     return window
 
 
-async def test_a_date_as_end_includes_that_day_and_not_the_next(http: Any, stand: Any) -> None:
-    await http.get(SEARCH, params={"end_date": "2025-01-20"})
+@pytest.mark.parametrize("day", ["2025-01-20", "20250120", "2025-W04-1"])
+async def test_a_date_as_end_includes_that_day_and_not_the_next(http: Any, stand: Any, day: str) -> None:
+    await http.get(SEARCH, params={"end_date": day})
     window = _window(stand.index.requests[0].filters)
     assert matches(window, {"collected_at": datetime(2025, 1, 20, 23, 59, 59, 999999, tzinfo=UTC)})
     assert not matches(window, {"collected_at": datetime(2025, 1, 21, tzinfo=UTC)})
@@ -188,11 +189,28 @@ async def test_without_an_embedder_a_search_degrades_to_keywords_and_says_so(htt
     assert "actor died" not in str(body)
 
 
-async def test_a_next_page_never_changes_its_ranking_silently(http: Any, stand: Any) -> None:
+@pytest.mark.parametrize(("cursor", "begins"), [("abc", None), ("@7.12.31~abc", "@7.12.31~"), ("~7~0f~abc", "~7~0f~")])
+async def test_a_next_page_that_can_t_go_on_by_meaning_begins_anew_by_words_in_its_state_and_says_so(
+    http: Any, stand: Any, cursor: str, begins: str | None
+) -> None:
     stand.embedder.error = TransientError("throttled", 3.2)
-    response = await http.get(SEARCH, params={"query": "load", "cursor": "abc"})
-    assert response.status_code == 503
-    assert response.headers["retry-after"] == "4"
+    stand.index.cursor = "further"
+    body = (await http.get(SEARCH, params={"query": "load", "cursor": cursor})).json()
+    assert (body["query_type"], body["next_cursor"]) == ("keyword", "keyword.further")
+    assert "throttled" in body["warnings"][0]
+    assert "from the first on" in body["warnings"][0]
+    assert (stand.index.requests[0].mode, stand.index.requests[0].cursor) == ("keyword", begins)
+
+
+async def test_pages_by_meaning_go_on_without_an_embedder_where_the_question_is_remembered(
+    http: Any, stand: Any
+) -> None:
+    stand.index.cursor = "@7.12.31~abc"
+    first = (await http.get(SEARCH, params={"query": "load"})).json()
+    stand.embedder.error = TransientError("throttled")
+    second = (await http.get(SEARCH, params={"query": "load", "cursor": first["next_cursor"]})).json()
+    assert (second["query_type"], second["warnings"]) == ("vector", [])
+    assert stand.index.requests[1].cursor == "@7.12.31~abc"
 
 
 async def test_pages_by_words_go_on_by_words_whether_the_embedder_is_back_or_not(http: Any, stand: Any) -> None:
@@ -258,7 +276,7 @@ async def test_by_hash_finds_the_newest_and_counts_all(http: Any, stand: Any) ->
 
 
 async def test_an_unknown_hash_does_not_exist_and_a_wrong_one_is_refused(http: Any) -> None:
-    assert (await http.get(f"/api/v1/scrapes/{'b' * 64}")).json() == {"exists": False}
+    assert (await http.get(f"/api/v1/scrapes/{'b' * 64}")).json()["exists"] is False
     refused = await http.get("/api/v1/scrapes/' OR 1=1")
     assert (refused.status_code, refused.json()["parameter"]) == (422, "hash")
 

@@ -15,7 +15,7 @@ from shoal.errors import BadDocument, DeadReason
 from shoal.records import Announcement, Command, Deletion, Position
 from shoal.settings import Settings, load
 from shoal.sources.commands import command_id, command_message
-from shoal.sources.messages import EXTRA_BYTES_MAX, RawMessage, outcome_id, parse_message
+from shoal.sources.messages import EXTRA_BYTES_MAX, LANE_HEADER, RawMessage, outcome_id, parse_message
 
 HOME = load(data_dir=Path("unused"))
 
@@ -261,3 +261,14 @@ def test_an_almost_right_notification_is_used_or_refused(metadata, other):
     }  # fmt: skip
     message = RawMessage(Position("c", "scraper-notifications", 0, 0, 0), b"k", json.dumps(body).encode())
     assert outcome_of(message, HOME) in ("used", DeadReason.SCHEMA_INVALID, DeadReason.NOT_JSON)
+
+
+@pytest.mark.parametrize(
+    ("told", "is_backfill"), [(b"backfill", True), (b"query", False), (b"\xff", False), (None, False)]
+)
+def test_only_a_backfill_says_its_lane_and_nobody_jumps_the_queue_by_a_header(
+    raw, notification, settings, told, is_backfill
+):
+    message = raw(notification)
+    told_so = RawMessage(message.position, message.key, message.value, ((LANE_HEADER, told),))
+    assert one(told_so, settings).is_backfill is is_backfill

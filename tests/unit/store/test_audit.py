@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from shoal.records import Ack, Announcement, Command, Deletion, Embedded, Failure, Outcome, Position, Work
 from shoal.store.audit import Audit, Finding, Kind, Report, Span, differing
+from shoal.store.audit_expiry import Expiry
 from shoal.store.lookups import stored_version
 from shoal.store.planning import TEXT_DROPPED, plan
 from shoal.store.rows import Row
@@ -391,7 +392,7 @@ def test_a_tombstone_whose_deletion_compaction_may_have_taken_is_undecided() -> 
 
 def expiring(before: datetime) -> Callable[..., Audit]:
     def audit(spans: Any, **options: Any) -> Audit:
-        return Audit(spans, has_expired=lambda said: said.collected_at < before, **options)
+        return Audit(spans, expiry=Expiry(lambda said: said.collected_at < before), **options)
 
     return audit
 

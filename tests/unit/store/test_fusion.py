@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from shoal.store.fusion import LEAST, adapted, decline, normalise, reciprocal_rank, weighted
+from shoal.store.fusion import FIRST, LEAST, adapted, decline, normalise, of_passages, reciprocal_rank, weighted
 
 LEG = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-100, 100), max_size=8)
 
@@ -102,6 +103,51 @@ def test_the_weights_stay_where_there_is_nothing_to_read() -> None:
         assert adapted(vector, keyword, (0.7, 0.3)) == (0.7, 0.3)
 
 
+@pytest.mark.parametrize("documents", [30, 69, 256, 1_000])
+def test_the_weights_do_not_depend_on_how_many_documents_the_first_look_holds(documents: int) -> None:
+    nearest = {f"d{place}": -log(1 + place) for place in range(documents)}
+    first_look = {f"d{place}": -log(1 + place) for place in range(256)}
+    assert adapted(nearest, STEEP, (0.7, 0.3)) == pytest.approx(adapted(first_look, STEEP, (0.7, 0.3)), abs=1e-3)
+
+
+OTHERS = {f"d{place}": [5.0 - place / 10] for place in range(FIRST)}
+
+
+def test_a_second_good_passage_puts_a_document_before_one_with_the_same_best() -> None:
+    scores = of_passages(OTHERS | {"two": [5.0, 4.8]})
+    assert scores["two"] > scores["d0"] == 5.0
+    assert all(scores[key] == best for key, (best,) in OTHERS.items())
+
+
+def test_passages_that_are_not_among_the_first_give_nothing_however_many() -> None:
+    leg = OTHERS | {"long": [5.0, *(3.0 - place / 100 for place in range(50))]}
+    assert of_passages(leg)["long"] == 5.0
+
+
+def test_among_few_passages_only_the_best_of_a_document_counts() -> None:
+    assert of_passages({"a": [3.0, 2.9, 2.8], "b": [1.0] * (FIRST - 3)}) == {"a": 3.0, "b": 1.0}
+    assert of_passages({}) == {}
+
+
+PASSAGES = st.lists(st.lists(st.integers(-99, 99), min_size=1, max_size=8), max_size=30).map(
+    lambda documents: {f"d{at}": sorted(map(float, one), reverse=True) for at, one in enumerate(documents)}
+)
+
+
+@UNHURRIED
+@given(PASSAGES, st.integers(1, 100), st.integers(-50, 50))
+def test_passages_at_most_double_what_the_best_is_above_the_bar_and_keep_the_legs_scale(
+    leg: dict[str, list[float]], factor: float, shift: float
+) -> None:
+    scores = of_passages(leg)
+    every = sorted((score for passages in leg.values() for score in passages), reverse=True)
+    for key, passages in leg.items():
+        above = max(0.0, passages[0] - every[FIRST - 1]) if len(every) > FIRST else 0.0
+        assert passages[0] <= scores[key] <= passages[0] + above
+    moved = of_passages({key: [factor * score + shift for score in passages] for key, passages in leg.items()})
+    assert moved == pytest.approx({key: factor * score + shift for key, score in scores.items()})
+
+
 def _leg(scores: Sequence[float], name: str = "d") -> dict[str, float]:
     return {f"{name}{place}": score for place, score in enumerate(scores)}
 
@@ -143,7 +189,7 @@ def test_many_perfect_matches_are_not_silenced_by_far_documents_that_contain_a_w
     vector = _leg([-0.05] * 30 + [-0.6 - place / 200 for place in range(70)])
     fused = weighted([vector, {f"d{place}": 9.0 - place for place in range(60, 65)}], (0.7, 0.3))
     scores = {one.key: one.score for one in fused}
-    assert all(scores[f"d{place}"] > 0.5 for place in range(30))
+    assert all(scores[f"d{place}"] >= LEAST * 0.7 - 1e-9 for place in range(30))
     assert len({one.key for one in fused[:10]} & {f"d{place}" for place in range(30)}) >= 5
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -498,11 +499,24 @@ def test_the_canary_sees_what_the_index_holds_and_not_what_a_scan_finds(place: s
     write(open_writer(place), 60, 1)
     fresh = table(place)
     (new,) = {fragment.fragment_id for fragment in fresh.dataset.get_fragments()} - set(view.fragments) - {0}
-    import dataclasses
-
-    lying = dataclasses.replace(view, fragments=(new,))  # it says that it covers rows which it does not
+    lying = replace(view, fragments=(new,))  # it says that it covers rows which it does not
     assert "by its own vector" in str(vector_canary(fresh, "content_embedding", lying))
     assert "by its word" in str(text_canary(fresh, "content_summary", lying))
+
+
+def test_a_text_index_that_is_ahead_of_the_keys_index_is_whole(place: str) -> None:
+    """1. New rows are in no index. 2. The full-text index alone is built anew, as an operator asks, and holds them."""
+    writer = filled(place)
+    write(writer, 60, 1)
+    assert writer._maintenance._keeper.doubt("vectors", TEXT)
+    done = upkeep(writer, NOW)
+    assert any("train of content_summary took" in step for step in done), done
+    found = table(place)
+    assert views(found)[TEXT].unindexed < views(found)["id_idx"].unindexed
+    assert_right(place, 610)
+    # Each of its rows is found, not only the few that a canary happens to draw.
+    new = {fragment.fragment_id for fragment in found.dataset.get_fragments()} - set(views(found)["id_idx"].fragments)
+    assert text_canary(found, "content_summary", replace(views(found)[TEXT], fragments=tuple(new))) is None
 
 
 @pytest.mark.parametrize(

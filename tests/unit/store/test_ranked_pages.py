@@ -247,7 +247,7 @@ async def test_a_named_document_keeps_to_the_filters_and_to_what_is_current(
 
 
 @pytest.mark.parametrize(
-    "text", ["x' OR '1'='1", "a:' OR fence IS NOT NULL --", "\ud800:1", "1\0", "s3://" + "x" * 3000]
+    "text", ["x' OR '1'='1", "a:' OR fence IS NOT NULL --", "\ud800:1", "1\0", "s3://" + "x" * 3000, "1" * 1_190 + " a"]
 )
 async def test_a_hostile_name_names_nothing(library: Library, index: SearchIndex, text: str) -> None:
     await library.put("a", [("solar", NORTH)])
@@ -299,6 +299,21 @@ async def test_the_fusion_is_selectable_and_explained(library: Library, index: S
             assert total == pytest.approx(hit.score)
     with pytest.raises(QueryError, match="known: weighted, rrf"):
         await index.search(replace(BOTH, fusion="borda"))  # type: ignore[arg-type]
+
+
+async def test_hybrid_puts_a_document_with_two_good_chunks_before_one_with_the_same_best(
+    library: Library, index: SearchIndex
+) -> None:
+    best, good = ("wind wind speed", towards(1, 0.1)), ("wind wind gust", towards(2, 0.2))
+    weak = [rows_of(f"d{n:02}", [("wind " + "sun " * (9 + n), towards(3, 1 + n / 9))]) for n in range(30)]
+    await library.put_all([rows_of("one", [best]), rows_of("two", [best, good]), *weak])
+    page = await index.search(replace(BOTH, limit=2, explain=True))
+    assert ids(page) == ["two", "one"]
+    first, second = [hit.explain["legs"] for hit in page.hits if hit.explain]
+    for name in LEGS:
+        assert first[name]["raw"] == first[name]["passages"][0] == second[name]["raw"]
+        assert (len(first[name]["passages"]), len(second[name]["passages"])) == (2, 1)
+        assert first[name]["normalised"] > second[name]["normalised"]
 
 
 @pytest.mark.parametrize("depths", [(256, 1_024), (24, 48, 96, 192)])

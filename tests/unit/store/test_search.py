@@ -422,7 +422,7 @@ async def test_ranked_paging_ends_at_its_bound_with_a_warning(
     second = await index.search(replace(NEAR, limit=10, cursor=first.next_cursor))
     assert len(second.hits) == 10
     assert second.next_cursor is None
-    assert "end after 10" in second.warnings[0]
+    assert "end after 20" in second.warnings[0]
 
 
 # --- words ------------------------------------------------------------------------------------
@@ -556,6 +556,11 @@ async def test_an_answer_tells_what_its_indexes_do_not_cover_yet(library: Librar
     index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=0.0)
     await library.put_all([rows_of(f"d{number}") for number in range(20)])
     assert (await index.search(LIST)).unindexed_rows == {"vector": None, "keyword": None}
+    assert await index.unindexed_rows("metadata") == {"schema": None, "hash": None}
+    assert await index.unindexed_rows("fixes") == {"error": None}
+    await library.tables["metadata"].create_index("sha256_hash", config=BTree())
+    await index.freshness()
+    assert await index.unindexed_rows("metadata") == {"schema": None, "hash": 0}
     await library.tables["vectors"].create_index("content_summary", config=FTS(with_position=True))
     await library.tables["vectors"].create_index("content_embedding", config=IvfFlat(distance_type="cosine"))
     assert (await index.search(NEAR)).unindexed_rows == {"vector": 0, "keyword": 0}
@@ -568,7 +573,7 @@ async def test_an_answer_tells_what_its_indexes_do_not_cover_yet(library: Librar
 async def test_an_answer_that_is_made_is_given_even_where_its_coverage_can_t_be_told(
     library: Library, index: SearchIndex, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def away(tables: Tables) -> dict[str, int | None]:
+    async def away(tables: Tables, kind: str) -> dict[str, int | None]:
         raise TransientError("the store is away")
 
     await library.put("a")
