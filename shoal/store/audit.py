@@ -28,6 +28,7 @@ from enum import StrEnum
 from itertools import chain
 
 from shoal.records import Announcement, Command, Deletion, Position, Work
+from shoal.spending import SPEND_KIND
 from shoal.store.audit_expiry import NOTHING_EXPIRES, Expiry, is_beyond, said_rank
 from shoal.store.planning import Tombstone, Version, precedes
 from shoal.store.schemas import chunk_id
@@ -202,7 +203,8 @@ class Audit:
                     self._removed_at.add(deletion[0])
             elif is_expected:
                 assert isinstance(work, Command)
-                self._commands[work.command_id] = work.position
+                if work.kind != SPEND_KIND:  # those leave no job: there is one every few seconds
+                    self._commands[work.command_id] = work.position
 
     def _shared(self, at: Position) -> Position:
         """`at`, with the texts that all its neighbours share."""

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoal.records import Ack, Announcement, Command, Deletion, Embedded, Failure, Outcome, Position, Work
+from shoal.spending import SPEND_KIND
 from shoal.store.audit import Audit, Finding, Kind, Report, Span, differing
 from shoal.store.audit_expiry import Expiry
 from shoal.store.lookups import stored_version
@@ -528,6 +529,13 @@ def test_a_document_that_moved_away_before_its_old_object_was_removed_stays() ->
         document(A, 0, version="1", location=P), document(A, 1, version="2", location=elsewhere),
         Deletion(position(2), "scraper", None, s3_path=P),
     )  # fmt: skip
+
+
+def test_a_command_that_tells_the_cost_has_none() -> None:
+    world = world_of(document(A, 0), document(B, 1))
+    command = Command(position(1), "c1", SPEND_KIND, "scraper", "{}", "embedder", NOW)
+    world.tables.rows, world.tables.chunks = world.tables.of(A), world.tables.chunks[:2]
+    assert kinds(world.audited(works={1: [command]})) == set()
 
 
 def test_a_command_has_one_job() -> None:
