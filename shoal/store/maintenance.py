@@ -135,6 +135,7 @@ class Maintenance:
         self._steps.extend(self._index_steps(AT_ONCE))
         self._keeper.reopened()
         self._count_unindexed()
+        self._rows_since_fold = max(1, self.unindexed_rows)  # what the writer before us left may be in no index
 
     def asked(self) -> None:
         """A command was applied; it may be one about indexes."""
