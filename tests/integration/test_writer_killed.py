@@ -31,9 +31,9 @@ LENGTH = 80
 SEEDS = range(int(os.environ.get("SHOAL_TEST_KILL_SEEDS", "1")))
 POINTS = (
     "opening", "cleaning", "before_chunks", "after_chunks", "before_metadata", "after_metadata", "before_ack",
-    "indexing", "compacting",
+    "folding", "compacting",
 )  # fmt: skip
-LATER_MS = {"opening": 40, "indexing": 30, "after_chunks": 15, "before_metadata": 10}
+LATER_MS = {"opening": 40, "folding": 30, "after_chunks": 15, "before_metadata": 10}
 """Armed a second time with a delay: the work goes on meanwhile and is hit in its middle."""
 
 pytestmark = pytest.mark.timeout(900)
