@@ -85,7 +85,7 @@ class QueryEmbedder:
         async with self._loading:
             if (held := self._held.get(name)) is not None:
                 return held
-            model = await asyncio.to_thread(create_model, self._settings, name)
+            model = await asyncio.to_thread(create_model, self._settings, name, on_charges=self._spending.charged)
             if model.limiter is not None:
                 model.limiter.take_share(self._settings.embedding_query_share)  # the rest is the embedder's
             cache = EmbeddingCache(None, CACHE_BYTES_MAX)
