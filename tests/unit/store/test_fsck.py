@@ -115,7 +115,7 @@ PLANTED: list[tuple[Code, str, Callable[[str], None]]] = [
     (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", dataset="other")),
     (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", books='{"one": [2, 1')),
     (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", books="[1]")),
-    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "tokens > 0", books='{"a": [4, 2, 6, 1e999, 2]}')),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "tokens > 0", books='{"a": [4, 2, 6, -1, 2]}')),
     (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", failed_tokens=99)),
     (Code.INDEX_MISSING, METADATA, damage.index_dropped(METADATA, "id_idx")),
     (Code.INDEX_MISSING, VECTORS, damage.index_dropped(VECTORS, "content_embedding_idx")),
