@@ -44,6 +44,7 @@ figures
   first_minute        tokens that were accepted in the first 60 s, over the limit
   refused_share       requests answered 429, of all of ours
   query_added_p99_s   p99 of a query's time beside the backlog, less the same without it
+  loop_late_p99_s     p99 of how late the service's event loop was while the local model computed
 
 budgets (bench/embedder_budgets.toml)
   `exact` and `ratio` budgets fail the run; `absolute` ones are of one machine and only warn, unless --strict.

@@ -45,7 +45,7 @@ class Embedder:
         cache = EmbeddingCache(settings.home / "cache" / "embeddings.sqlite", settings.embedding_cache_bytes_max)
         self._spending = open_keeper(settings)
         self._service = EmbeddingService(
-            create_model(settings, model, width=width), cache,
+            create_model(settings, model, width=width, on_charges=self._spending.charged), cache,
             on_charges=self._spending.charged, may_spend=self._spending.gate(model),
         )  # fmt: skip
         self._known = KnownVectors(settings, model)

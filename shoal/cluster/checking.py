@@ -27,6 +27,8 @@ _BACKUP: dict[Code, str] = {
     Code.FENCE_ROWS: "no writer can open this table: restore it from a backup, or index into a new LANCEDB_PATH",
     Code.FENCE_INCONSISTENT: "the tables are not of one time: restore all of them from one backup",
     Code.WRONG_WIDTH: "the table is not of this collection: restore it from a backup",
+    Code.SPEND_WRONG: "restore shoal_spend from a backup, or remove these rows: what each machine has spent lately is "
+    "in its own book and is told again as it grows",
 }
 _UPKEEP: dict[Code, str] = {
     Code.HALF_WRITTEN_BATCH: "start a writer (shoal up): it takes the half batch back, and the log delivers it again",

@@ -242,6 +242,15 @@ class Crew:
         """Who reads from the log."""
         return [member.name for member in self._members if member.post.reads]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everyone whose post is not given up runs, and has begun its work where it must be told to."""
+        return all(
+            member.watched.state is State.RETIRED
+            or (member.watched.state is State.RUNNING and member.is_started >= member.post.starts)
+            for member in self._members
+        )
+
     def exchange(self, posts: Iterable[Post], reason: str) -> bool:
         """Give every post to another, made otherwise; whether that is done for all. Whoever is only being created is
         given up when that has ended: call again each turn until it is done."""

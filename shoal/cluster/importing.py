@@ -14,7 +14,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +23,8 @@ import orjson
 
 from shoal.cluster.living import living_status
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, say
-from shoal.embeddings.models import OPENAI_WIDTHS, model_width
+from shoal.embeddings.model_names import OPENAI_WIDTHS, parse
+from shoal.embeddings.models import model_width
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, FencedError, TransientError
 from shoal.records import (
     SCRAPER_COLLECTION,
@@ -74,15 +75,16 @@ def model_of(told: str, named: set[str], width: int, existing: tuple[str, int] |
         said = f"the rows name {', '.join(sorted(names))}" if names else "the rows name none"
         raise ConfigurationError(f"which model made the vectors? {said}: say it with --model, e.g. openai:NAME")
     (model,) = names
-    others = {name for name in named if model not in (name, f"openai:{name}")}
-    if others:
-        raise ConfigurationError(f"--model {model}: the rows name {', '.join(sorted(others))}")
-    if (model.startswith(("hash:", "local:")) or model.removeprefix("openai:") in OPENAI_WIDTHS) and (
-        model_width(settings, model) != width
-    ):
-        raise ConfigurationError(f"the vectors have width {width}, {model} makes {model_width(settings, model)}")
     if ":" not in model:
         raise ConfigurationError(f"--model {model}: a name is local:MODEL, openai:MODEL or hash:WIDTH")
+    parsed = parse(model)
+    bare = str(replace(parsed, dimensions=0))  # rows name the model, not what was asked of it
+    if others := {name for name in named if not {name, f"openai:{name}"} & {model, bare}}:
+        raise ConfigurationError(f"--model {model}: the rows name {', '.join(sorted(others))}")
+    # Of a compatible server's model only the server knows the width, unless it is asked for so many dimensions.
+    is_known = parsed.provider != "openai" or parsed.is_openais or parsed.dimensions
+    if is_known and (made := model_width(settings, model)) != width:
+        raise ConfigurationError(f"the vectors have width {width}, {model} makes {made}")
     if existing is not None and existing != (model, width):
         raise ConfigurationError(
             f"{settings.tables_uri} holds vectors of {existing[0]} (width {existing[1]}), these are of {model} (width "

@@ -13,7 +13,7 @@ from shoal.cluster.embedding_texts import Embedder
 from shoal.cluster.migrating import BudgetReached, Migration, beside, can_go_back, in_use, to_copy, uris
 from shoal.cluster.model_comparison import Comparison, compare
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, say
-from shoal.embeddings.models import create_model, model_width
+from shoal.embeddings.models import model_width
 from shoal.errors import ConfigurationError, TransientError
 from shoal.settings import Settings
 from shoal.store.dropping import drop
@@ -207,7 +207,7 @@ def _other(settings: Settings, used: Generation) -> Generation:
 
 @contextmanager
 def _embedder(settings: Settings, of: Generation) -> Iterator[Embedder]:
-    embedder = Embedder(settings, create_model(settings, of.facts.model, width=of.facts.width))
+    embedder = Embedder(settings, of.facts.model, of.facts.width)
     try:
         yield embedder
     finally:

@@ -50,7 +50,8 @@ def wanted_of(findings: Iterable[Finding], collection: str = SCRAPER_COLLECTION)
     for finding in findings:
         if finding.repair is not Repair.WRITER and finding.code not in _INDEXES:
             continue
-        kind = kinds[finding.table]
+        if (kind := kinds.get(finding.table)) is None:  # the ledger: nothing of it is mended by a command
+            continue
         what = "index" if finding.code in _INDEXES else kind if kind in ("fixes", "jobs") else "document"
         for subject in finding.subjects:
             place = kind if what == "index" else "metadata"

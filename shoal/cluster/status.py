@@ -38,6 +38,20 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelChange:
+    """The collection has moved to tables of another model, and ingest is not whole there yet."""
+
+    before: str
+    after: str
+    since: datetime
+
+    def shown(self, now: datetime) -> Json:
+        """As the status shows it."""
+        since, for_s = self.since.isoformat(), _seconds(self.since, now)
+        return {"from": self.before, "to": self.after, "since": since, "for_s": for_s}
+
+
+@dataclass(frozen=True, slots=True)
 class _Memory:
     """What the status before this one knew."""
 
@@ -59,6 +73,7 @@ def build_status(
     actors: Mapping[str, Mapping[str, Any]],
     previous: Mapping[str, Any] | None,
     recall: RecallStatistics | None = None,
+    change: ModelChange | None = None,
 ) -> Json:
     """The status at `now` (UTC, aware), JSON-shaped.
 
@@ -68,6 +83,7 @@ def build_status(
     last_restart_at, reason, backoff_s}}; {} where there is none. `previous`: what the last call returned; at the
     supervisor's start what `read_state(settings, "status.json")` gives (where that is None or odd it counts from
     zero; partitions of another cluster are forgotten). `recall`: as last measured, None where there is no index.
+    `change`: of the collection's model, None where none is under way.
     """
     before = _remembered(previous, facts.cluster, now)
     at = now.isoformat()
@@ -102,6 +118,7 @@ def build_status(
         "fetchers": [_plain(report) for report in reports.values() if isinstance(report, FetcherStatistics)],
         "readers": [_plain(report) for report in readers],
         "recall": None if recall is None else dataclasses.asdict(recall),
+        "changing_model": None if change is None else change.shown(now),
         "memory": {"tallies": tallies.to_json(), "heard_at": heard_at, "paused_at": paused_at},
     }
     status["reasons"] = reasons_for(status, running_s=(now - started_at).total_seconds())

@@ -25,7 +25,7 @@ from shoal.cluster.crew import Crew
 from shoal.cluster.draining import Drain, wanted
 from shoal.cluster.ownership import Ownership
 from shoal.cluster.recall_watch import RecallWatch
-from shoal.cluster.status import WRITER, Facts, build_status
+from shoal.cluster.status import WRITER, Facts, ModelChange, build_status
 from shoal.cluster.topology import Post, posts
 from shoal.errors import TransientError
 from shoal.metrics import RecallStatistics, WriterStatistics
@@ -51,6 +51,7 @@ class Supervisor:
         self._model, self._width = model, width
         self._ingress, self._life = ingress, life
         self._posts: tuple[Post, ...] = ()  # those that the crew is given, where the collection has moved
+        self._change: ModelChange | None = None  # until the crew is whole with them
         self._session = f"{life}/{_ray_session()}"
         self._telling: asyncio.Task[None] | None = None
         self._started_at = datetime.now(UTC)
@@ -101,6 +102,8 @@ class Supervisor:
             self._previous = await asyncio.to_thread(read_state, self._settings, "status.json")
         # Actors of another Ray session have ended with it.
         same = isinstance(self._previous, dict) and self._previous.get("session") == self._session
+        if isinstance(self._previous, dict):
+            await self._guarded("generation", self._follow)
         if isinstance(self._previous, dict) and same:
             self._crew.remember(self._previous.get("actors") or {})
         written_at = 0.0
@@ -114,9 +117,10 @@ class Supervisor:
             await asyncio.sleep(max(0.0, TICK_S - (time.monotonic() - began)))
 
     async def _tell(self) -> None:
+        # First: who was left behind by a change of the model must not be told as an outage.
+        await self._guarded("generation", self._look_at_generation)
         await self._guarded("status", self._report)
         await self._guarded("drain request", self._look_for_drain)
-        await self._guarded("generation", self._look_at_generation)
         await self._guarded("recall", self._look_at_recall)
 
     async def _guarded(self, what: str, step: Callable[[], Awaitable[None]]) -> None:
@@ -140,6 +144,9 @@ class Supervisor:
             else:
                 self._problems.pop("broker", None)
         await self._crew.turn(self._connection)
+        if self._change is not None and not self._posts and self._crew.is_whole:
+            log.info("ingest is whole with %s", self._change.after)
+            self._change = None
 
     async def _report(self) -> None:
         settings = self._settings
@@ -160,6 +167,7 @@ class Supervisor:
             actors=self._crew.shown(),
             previous=self._previous,
             recall=self._recall,
+            change=self._change,
         )
         status |= {"life": self._life, "session": self._session, "drain": self._drain.shown() if self._drain else None}
         self._previous = status
@@ -190,8 +198,20 @@ class Supervisor:
         has_another = used.turn > 0 and (used.facts.model, used.facts.width) != (self._model, self._width)
         if has_another and self._draining is None:
             log.warning("the collection has moved from %s to %s: ingest starts anew", self._model, used.facts.model)
+            self._change = ModelChange(self._model, used.facts.model, datetime.now(UTC))
             self._model, self._width = used.facts.model, used.facts.width
             self._posts = posts(self._settings, self._model, self._width)
+
+    async def _follow(self) -> None:
+        """Where the supervisor before this one had given every post away after a change of the model, that crew is the
+        one to adopt: made for another model than this supervisor was started for, it would only be ended again."""
+        used = await asyncio.to_thread(current_generation, self._settings)
+        if used is None or used.facts.model == self._model or self._previous.get("changing_model") is not None:
+            return
+        if self._previous.get("model") == used.facts.model:
+            self._model, self._width = used.facts.model, used.facts.width
+            settings = self._settings
+            self._crew = Crew(posts(settings, self._model, self._width), settings.hang_s, settings.start_s)
 
     async def _look_for_drain(self) -> None:
         if self._draining is not None:

@@ -18,6 +18,7 @@ DOWN_AFTER_S = 15.0  # a dead actor is back within that; below, each restart wou
 UNOWNED_S = 15.0  # likewise a partition between two owners (session timeout 10 s)
 STUCK_S = 120.0  # the slowest single step that is still work: extraction may take 60 s, then it is embedded
 STALLED_S = 10.0
+CHANGE_S = 120.0  # ingest was whole again with another model after 20 to 45 s on a busy machine; after this it is not
 DEAD_PER_MIN_MIN = 10.0  # fewer dead letters in a minute say nothing about the whole
 RUNNING, DRAINED = "running", "drained"  # as watching.State
 
@@ -35,6 +36,7 @@ def reasons_for(status: Status, running_s: float) -> list[Json]:
     before its time is not held against those that are still starting."""
     problems = dict(status["problems"])
     found = [
+        *_change_reasons(status, problems),
         *_actor_reasons(status, problems, running_s),
         *_problem_reasons(problems, status["refusals"]),
         *_dependency_reasons(status),
@@ -50,6 +52,26 @@ def _reason(severity: str, what: str, why: str, do: str) -> Json:
     return {"severity": severity, "what": what, "why": why, "do": do}
 
 
+def _change_reasons(status: Status, problems: dict[str, str]) -> Iterator[Json]:
+    """Takes from `problems` what is to be expected while every actor starts anew."""
+    change: Mapping[str, Any] | None = status["changing_model"]
+    if change is None:
+        return
+    if _is_changing(status):
+        for key in [key for key in problems if key.split(" ")[0] in status["actors"] and key not in status["refusals"]]:
+            del problems[key]
+    yield _reason(
+        "degraded", "changing model",
+        f"{change['from']} to {change['to']}: ingest starts anew with it, for {change['for_s']:.0f} s by now",
+        f"Searches go on; what is announced waits in the log. If it takes more than {CHANGE_S:.0f} s: {_LOGS}.",
+    )  # fmt: skip
+
+
+def _is_changing(status: Status) -> bool:
+    """Whether actors are away because of a change of the model, and may be."""
+    return status["changing_model"] is not None and status["changing_model"]["for_s"] < CHANGE_S
+
+
 def _actor_reasons(status: Status, problems: dict[str, str], running_s: float) -> Iterator[Json]:
     """Takes from `problems` what it tells here."""
     if ended := problems.pop("writer ended", None):
@@ -57,6 +79,8 @@ def _actor_reasons(status: Status, problems: dict[str, str], running_s: float) -
             "down", "writer", f"it has ended: {ended}",
             "If it was fenced, another Shoal writes to these tables: stop one of the two. Then restart this one.",
         )  # fmt: skip
+    if _is_changing(status):
+        return
     actors: Mapping[str, Mapping[str, Any]] = status["actors"]
     reporting = {
         "the writer": status["writer"] is not None,
@@ -146,7 +170,7 @@ def _partition_reasons(status: Status, running_s: float) -> Iterator[Json]:
         name = f"{entry['topic']}/{entry['partition']}"
         if entry["owner"] is None:
             unowned_s = min(entry["unowned_s"], running_s)
-            if unowned_s >= UNOWNED_S:
+            if unowned_s >= UNOWNED_S and not _is_changing(status):
                 yield _reason(
                     "degraded", name, f"unread for {entry['unowned_s']:.0f} s (last owner: {entry['last_owner']})",
                     "Readers take over by themselves within the session timeout. If this lasts: are other members in "

@@ -34,6 +34,9 @@ HEADROOM = 0.02
 # (at this share of the limit left: the least; from this one on: all). Between them the rate grows evenly. The upper
 # bound of ingest lies below what its own requests on their way leave at the smallest tier.
 _YIELD, _YIELD_URGENT = (0.35, 0.85), (0.05, 0.25)
+# Of a process that only brings history beside the embedder: where both have work it gets about a quarter, as the lane
+# of backfills does beside live documents; alone it gets nearly all.
+_YIELD_BACKFILL = (0.65, 0.92)
 # Of the full rate, however little is left and however often we were refused: never nothing.
 RATE_MIN = 0.05
 # What a header told of what is left is believed for so long.
@@ -66,6 +69,7 @@ class _Limit:
     left: float = 0.0  # at the provider, by our reckoning since it told
     refill_per_s: float = 0.0
     told_at: float = -math.inf
+    yields: tuple[float, float] = _YIELD
 
     def left_at(self, now: float) -> float | None:
         """What the provider has left; None: nothing is known."""
@@ -79,7 +83,7 @@ class _Limit:
         left = self.left_at(now)
         part = share
         if left is not None:
-            least, all_from = _YIELD_URGENT if is_urgent else _YIELD
+            least, all_from = _YIELD_URGENT if is_urgent else self.yields
             part = min(1.0, (left / self.per_minute - least) / (all_from - least))
         return self.per_minute * max(RATE_MIN, caution * part) / 60
 
@@ -135,6 +139,11 @@ class RateLimiter:
         """Who shares the key with others of ours says how much is its own, see `__init__`."""
         with self._lock:
             self._share = share
+
+    def yield_to_live(self) -> None:
+        """Another process of ours embeds live documents with the same key: it comes first."""
+        with self._lock:
+            self._requests.yields = self._tokens.yields = _YIELD_BACKFILL
 
     def acquire(self, tokens: int, now: float, *, is_urgent: bool = False, who: Hashable = None) -> float:
         """Takes one request of `tokens` and returns 0, or takes nothing and returns the seconds to wait first.

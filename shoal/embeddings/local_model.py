@@ -6,11 +6,13 @@ graph is built once per weights and kept under `{home}/models`, written under a 
 any number of processes may start at once. Missing or foreign model files raise ConfigurationError with advice.
 It does not cache, batch across callers or limit anything: `service` does.
 
-It runs in threads of its own, one text or a few short ones in each, and not in processes: ONNX Runtime leaves the
-interpreter's lock while it computes (an event loop beside it was late by 7 ms in the middle, without it by 6, on a
-machine that was full); memory is bounded by the size of a run; and what would be gained, an actor that outlives a
-killed inference, is had from the supervisor, which replaces the actor, whose cache is on disk. Texts of 180 tokens:
-22.5 in a CPU second, by a plain loop over sorted batches of eight 17, on two threads 23 against 14.
+It runs in threads of its own, one text or a few short ones in each, and not in processes, which were measured to be no
+better. 1,024 texts of 10 to 180 tokens on two cores, in turn: two threads 30.2 texts a second and 25.1 in a CPU second,
+two processes of one thread each 30.1 and 24.6. ONNX Runtime and the tokenizer leave the interpreter's lock while they
+compute: an event loop in the process that calls was late by 0.2 ms in the middle and 4.0 at p99, beside processes by
+0.2 and 3.6, beside nothing at all by 0.2 and 3.0. Each process would hold the weights once more (230 MB), threads hold
+them once, and memory is bounded by the size of a run. What processes would have, an actor that outlives a killed
+inference, is had from the supervisor, which replaces the actor, whose cache is on disk.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from typing import Protocol
 from shoal.embeddings.limiter import RateLimiter
 from shoal.embeddings.model_names import OPENAI_WIDTHS, ModelName, check_dimensions, known_of, parse
 from shoal.embeddings.prefixes import PREFIXES, PrefixedModel, Prefixes, named
+from shoal.embeddings.purposes import Charge, Purpose
 from shoal.embeddings.texts import Kind
 from shoal.errors import ConfigurationError
 from shoal.records import Matrix
@@ -94,11 +95,18 @@ def default_model_name(settings: Settings) -> str:
     return str(full)
 
 
-def create_model(settings: Settings, name: str | None = None, *, width: int | None = None) -> EmbeddingModel:
+def create_model(
+    settings: Settings,
+    name: str | None = None,
+    *,
+    width: int | None = None,
+    on_charges: Callable[[Sequence[Charge]], None] | None = None,
+) -> EmbeddingModel:
     """The model called `name`, or the default for new collections. Loads weights (a second) or makes a client.
 
-    `width`: of its vectors, where a collection says so. Nothing is asked of a provider here, so whoever starts in
-    an outage of the provider starts all the same.
+    `width`: of its vectors, where a collection says so. `on_charges`: told, in whatever thread, of requests that the
+    model sends beyond one per `embed` (a probe of a server, say), which nobody in particular pays. Nothing is asked of
+    a provider here, so whoever starts in an outage of the provider starts all the same.
     """
     parsed = parse(name or default_model_name(settings))
     model: EmbeddingModel
@@ -113,7 +121,11 @@ def create_model(settings: Settings, name: str | None = None, *, width: int | No
         case "openai":
             from shoal.embeddings.openai_model import OpenAIModel
 
-            model = OpenAIModel(settings, parsed.model, dimensions=parsed.dimensions, width=width)
+            def booked(requests: int, texts: int, tokens: int, has_failed: bool) -> None:
+                if on_charges is not None:
+                    on_charges([Charge(str(parsed), Purpose(), requests, texts, tokens, has_failed)])
+
+            model = OpenAIModel(settings, parsed.model, dimensions=parsed.dimensions, width=width, on_own=booked)
         case _:
             from shoal.embeddings.hash_model import HashModel
 

@@ -5,9 +5,10 @@ width, is finite and of length 1; every failure is one of ours. Throttling and o
 credentials, quota, an unknown model or a server that is no such endpoint ConfigurationError; a text that the
 server refuses is BadDocument, decided only after the server proved that it takes another text. No text is cut
 unnoticed: at its first use a compatible server must show that it reads as many tokens as are sent to it, and its
-count of tokens is held against ours ever after. An answer is read up to a bound. It retries nothing and never
-waits: `service` does, by `limiter`, which it feeds with the headers of every answer. Nothing is asked of the
-server when the model is made. The key is never part of a message.
+count of tokens is held against ours ever after. An answer is read up to a bound. It retries nothing and waits for
+nobody's turn: `service` does, by `limiter`, which it feeds with the headers of every answer. What it asks of the
+server by itself (a probe, a batch sent in parts) it tells `on_own`, and its probes keep to the limiter like any
+request. Nothing is asked of the server when the model is made. The key is never part of a message.
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ _BATCH_REFUSED = re.compile(r"batch size \d+ > maximum allowed batch size (\d+)"
 _INPUTS_MAX, _FOREIGN_INPUTS_MAX = 256, 32  # 32: what Text Embeddings Inference takes unless told otherwise
 # One token in every vocabulary that knows English: a text of so many words has so many tokens.
 _PROBE_WORD, _PROBE_SHARE = "the ", 0.9
+_PROBE_TOKENS = 4  # of _PROBE_TEXT, in whatever tokenizer, special ones included
+# A probe waits so long for room in the limits. Longer, and a thread of the embedder's is held that others need.
+_PROBE_WAIT_S = 10.0
+
+OnOwn = Callable[[int, int, int, bool], None]
+"""(requests, texts, tokens, whether it failed) of what the model sends beyond one request per `embed`."""
 
 
 class OpenAIModel:
@@ -70,9 +77,11 @@ class OpenAIModel:
         *,
         dimensions: int = 0,
         width: int | None = None,
+        on_own: OnOwn = lambda *_: None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`width`: of the model's vectors, where it is known; every answer is held against it.
+        """`width`: of the model's vectors, where it is known; every answer is held against it. `on_own`: see above.
 
         `dimensions`: asked of the server with every request, 0 for none. Raises ConfigurationError without a key.
         """
@@ -86,7 +95,7 @@ class OpenAIModel:
         self.batch_inputs_max = settings.openai_batch_inputs_max or (
             _INPUTS_MAX if self._is_openais else _FOREIGN_INPUTS_MAX
         )
-        self._clock = clock
+        self._clock, self._sleep, self._on_own = clock, sleep, on_own
         self._client, self._served_as = _client(settings, model)
         self._is_azure = isinstance(self._client, openai.AzureOpenAI)
         self.limiter = RateLimiter(
@@ -104,7 +113,7 @@ class OpenAIModel:
     def width(self) -> int:
         """Of the vectors. A request where nobody said it, and then raises what `embed` raises."""
         if self._width is None:
-            self._request([_PROBE_TEXT])
+            self._probe(_PROBE_TEXT, _PROBE_TOKENS)
             assert self._width is not None, "every answer that is taken says the width"
         return self._width
 
@@ -146,6 +155,8 @@ class OpenAIModel:
         start = 0
         while start < len(texts):
             part = slice(start, start + self.batch_inputs_max)
+            if start:
+                self._on_own(1, 0, 0, False)
             try:
                 # Of OpenAI's models the estimate is what they bill: there is nothing to correct.
                 answer = self._request(texts[part], 0 if self._is_openais else sum(counts[part]))
@@ -153,6 +164,7 @@ class OpenAIModel:
                 limit = _BATCH_REFUSED.search(str(refusal))
                 if limit and 1 <= int(limit[1]) < self.batch_inputs_max:
                     self.batch_inputs_max = int(limit[1])  # learned: the next batches fit
+                    self._on_own(1, len(texts[part]), sum(counts[part]), True)
                     continue
                 if len(texts[part]) == 1 and not refusal.is_proven:
                     self._prove_by_probe(refusal)
@@ -184,7 +196,7 @@ class OpenAIModel:
                 return
             words = self._window - 8
             try:
-                read = self._request([_PROBE_WORD * words]).tokens_read
+                read = self._probe(_PROBE_WORD * words, words).tokens_read
             except _InputRefused as refusal:
                 self._prove_by_probe(refusal)
                 raise ConfigurationError(
@@ -205,15 +217,32 @@ class OpenAIModel:
     def _prove_by_probe(self, refusal: _InputRefused) -> None:
         """A server that refuses everything is misconfigured; only one that takes another text proves this one bad."""
         try:
-            self._request([_PROBE_TEXT])
+            self._probe(_PROBE_TEXT, _PROBE_TOKENS)
         except _InputRefused:
             raise ConfigurationError(f"{self.name}: the server refuses every text: {refusal}") from refusal
+
+    def _probe(self, text: str, tokens: int) -> Answer:
+        """A request of the model's own: within the limits, and told. Raises as `_request` does, and TransientError
+        where there is no room for it soon."""
+        waited_s = 0.0
+        while wait_s := self.limiter.acquire(tokens, self._clock(), is_urgent=True):
+            if waited_s + wait_s > _PROBE_WAIT_S:
+                raise TransientError(f"{self.name}: no room for a first request within its limits", wait_s)
+            self._sleep(wait_s)
+            waited_s += wait_s
+        has_failed = True
+        try:
+            answer = self._request([text], tokens)
+            has_failed = False
+            return answer
+        finally:
+            self._on_own(1, 1, tokens, has_failed)
 
     def _request(self, texts: list[str], tokens: int = 0) -> Answer:
         """`tokens`: our estimate, which the limiter has granted; what the server read corrects it."""
         sent_at, used = self._clock(), 0
         try:
-            headers, body = self._post(texts)
+            headers, body = self._post(texts, tokens)
         except openai.OpenAIError as error:
             self._translate(error, sent_at)
         except httpx2.TimeoutException as error:
@@ -254,7 +283,7 @@ class OpenAIModel:
                 "see OPENAI_EMBEDDING_MODEL and SHOAL_AZURE_OPENAI_DEPLOYMENTS"
             )
 
-    def _post(self, texts: list[str]) -> tuple[Mapping[str, str], bytes]:
+    def _post(self, texts: list[str], tokens: int) -> tuple[Mapping[str, str], bytes]:
         """Headers and body of the server's 200. Raises the SDK's and its HTTP client's errors."""
         try:
             return self._send(texts)
@@ -263,6 +292,7 @@ class OpenAIModel:
             if self._format == "float" or "encoding_format" not in error.message:
                 raise
             self._format = "float"
+            self._on_own(1, len(texts), tokens, True)
             return self._send(texts)
 
     def _send(self, texts: list[str]) -> tuple[Mapping[str, str], bytes]:

@@ -130,6 +130,9 @@ class SpendKeeper:
         self._thread: threading.Thread | None = None
         self._is_closed = False
         self._is_known = not budget.is_limited
+        self._is_read = threading.Event()
+        if self._is_known:
+            self._is_read.set()
         self._level: Level = "ok"
         self._refused_until: datetime | None = None
         self._flush_at = self._look_at = 0.0
@@ -143,13 +146,13 @@ class SpendKeeper:
     # --- on the event loop --------------------------------------------------------------------
 
     def charged(self, charges: Sequence[Charge]) -> None:
-        """The service's `on_charges`."""
+        """The service's `on_charges`, and a model's, in whatever thread."""
         charges = [charge for charge in charges if not charge.model.startswith(_UNCOUNTED)]
         if not charges:
             return
         with self._lock:
             self._gathered.add(charges, day_of(self._now()))
-        self._start()
+            self._start()
         self._woken.set()
 
     def gate(self, model: str) -> Callable[[Purpose, int], ShoalError | None] | None:
@@ -173,6 +176,11 @@ class SpendKeeper:
             return None
 
         return may_spend
+
+    def await_known(self, timeout_s: float) -> None:
+        """Until what was spent is known, where there is a budget; for callers that are no event loop. Where that takes
+        longer, the gate says why."""
+        self._is_read.wait(timeout_s)
 
     def statistics(self) -> SpendStatistics:
         """For the status; costs nothing."""
@@ -279,6 +287,7 @@ class SpendKeeper:
             # What was gathered since this turn began is added by the next one.
             self._budget.restart(spent)
             self._is_known = True
+        self._is_read.set()
 
     def _warn(self, now: datetime) -> None:
         state = self._state(now)

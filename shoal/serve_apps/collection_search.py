@@ -84,7 +84,9 @@ class CollectionSearches:
             check(filters, FILTERS)  # before anything is paid for the question's vector
         index = await self._index()
         warnings: list[str] = []
-        way = await way_of(self._vectors, index.model, asked.query, asked.mode or "hybrid", asked.cursor, warnings)
+        way = await way_of(
+            self._vectors, index.model, asked.query, asked.mode or "hybrid", asked.cursor, warnings, name
+        )
         reranks = asked.rerank and self._reranker is not None
         if asked.rerank and not reranks:
             warnings.append("no reranker is configured (rerank_url): these results are not reranked")

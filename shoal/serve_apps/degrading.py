@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from shoal.errors import ConfigurationError, TransientError
-from shoal.records import Vector
+from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.serve_apps.models import QueryType
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.store.cursors import from_start
@@ -35,7 +35,13 @@ class Way:
 
 
 async def way_of(
-    vectors: QueryVectors, model: str, query: str | None, mode: QueryType, cursor: str | None, warnings: list[str]
+    vectors: QueryVectors,
+    model: str,
+    query: str | None,
+    mode: QueryType,
+    cursor: str | None,
+    warnings: list[str],
+    collection: str = SCRAPER_COLLECTION,
 ) -> Way:
     """`mode` with the vector it needs, or keyword with a warning; without a query a listing. Raises PermanentError
     where the text itself can't be embedded."""
@@ -52,7 +58,7 @@ async def way_of(
         )
         return Way("keyword", cursor=cursor, degraded=True)
     try:
-        return Way(mode, await vectors.of(model, query), cursor)
+        return Way(mode, await vectors.of(model, query, collection), cursor)
     except (TransientError, ConfigurationError) as error:  # the embedder's fault, not the question's
         if not cursor:
             warnings.append(f"{error}: these results are by keyword, and so are their further pages")

@@ -12,10 +12,10 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from shoal.errors import ShoalError, TransientError
-from shoal.records import Vector
+from shoal.records import SCRAPER_COLLECTION, Vector
 
-Embed = Callable[[str, str], Awaitable[Vector]]
-"""(name of the collection's model, text) -> unit vector of that model. May raise anything."""
+Embed = Callable[[str, str, str], Awaitable[Vector]]
+"""(name of the collection's model, text, the collection that pays) -> unit vector of that model. May raise anything."""
 
 REMEMBERED_MAX = 1024
 """Vectors kept: 6 MB at 1536 floats. Fewer forget the questions of one page of tests, more are never asked again."""
@@ -37,9 +37,9 @@ class QueryVectors:
         self._pending: dict[tuple[str, str], asyncio.Task[Vector]] = {}
         self.last_error: str | None = None
 
-    async def of(self, model: str, text: str) -> Vector:
-        """The vector of `text`. Raises TransientError where there is none in time, ShoalError where the text or
-        the settings are to blame."""
+    async def of(self, model: str, text: str, collection: str = SCRAPER_COLLECTION) -> Vector:
+        """The vector of `text`, paid by the `collection` that asks first. Raises TransientError where there is none in
+        time, ShoalError where the text or the settings are to blame."""
         key = (model, text)
         if (vector := self._known.get(key)) is not None:
             self._known.move_to_end(key)
@@ -48,7 +48,7 @@ class QueryVectors:
         if task is None:
             if len(self._pending) >= PENDING_MAX:
                 raise TransientError(f"the query embedder has {PENDING_MAX} questions waiting", 2.0)
-            task = self._pending[key] = asyncio.ensure_future(self._ask(key))
+            task = self._pending[key] = asyncio.ensure_future(self._ask(key, collection))
             task.add_done_callback(lambda done: self._finish(key, done))
         try:
             # Shielded: one caller's deadline or disconnect must not take the vector from the others.
@@ -65,16 +65,16 @@ class QueryVectors:
     async def answers(self, model: str, deadline_s: float = 1.0) -> bool:
         """Whether the embedder answers now: asks it, past the memory."""
         try:
-            await asyncio.wait_for(self._embed(model, "is anybody there"), deadline_s)
+            await asyncio.wait_for(self._embed(model, "is anybody there", ""), deadline_s)
         except Exception as error:
             self.last_error = str(error) or type(error).__name__
             return False
         self.last_error = None
         return True
 
-    async def _ask(self, key: tuple[str, str]) -> Vector:
+    async def _ask(self, key: tuple[str, str], collection: str) -> Vector:
         # Bounded although callers give up earlier: a task that never ends would be kept for ever.
-        return await asyncio.wait_for(self._embed(*key), 10 * self._deadline_s)
+        return await asyncio.wait_for(self._embed(*key, collection), 10 * self._deadline_s)
 
     def _finish(self, key: tuple[str, str], task: asyncio.Task[Vector]) -> None:
         self._pending.pop(key, None)

@@ -45,6 +45,7 @@ class Code(StrEnum):
     VECTOR_MISSING = "vector_missing"
     VECTOR_NOT_FINITE = "vector_not_finite"
     VECTOR_ZERO = "vector_zero"
+    SPEND_WRONG = "spend_wrong"  # a row of the ledger that is there twice, or can't be so
     INDEX_MISSING = "index_missing"
     INDEX_WITHOUT_FILES = "index_without_files"
     INDEX_INCOMPLETE = "index_incomplete"  # it claims rows that it does not hold: searches lose them
@@ -79,7 +80,7 @@ REPAIRS: dict[Code, Repair] = {
     Code.CHUNK_MISNUMBERED: Repair.REPLAY, Code.CHUNKS_MISSING: Repair.REPLAY, Code.VECTOR_MISSING: Repair.REPLAY,
     Code.VECTOR_NOT_FINITE: Repair.REPLAY, Code.VECTOR_ZERO: Repair.REPLAY, Code.INDEX_MISSING: Repair.UPKEEP,
     Code.INDEX_WITHOUT_FILES: Repair.WRITER, Code.INDEX_INCOMPLETE: Repair.WRITER, Code.LEAKED_FILES: Repair.UPKEEP,
-    Code.UNFINISHED_STATE_FILE: Repair.UPKEEP,
+    Code.UNFINISHED_STATE_FILE: Repair.UPKEEP, Code.SPEND_WRONG: Repair.BACKUP,
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from shoal.store.schemas import (
     FIXES_TABLE,
     JOBS_TABLE,
     KEYS,
+    SPEND_TABLE,
     CollectionFacts,
     TableKind,
     collection_facts,
@@ -82,8 +83,8 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The tables that there are. `is_torn`: the chunk or fix table is ahead of the metadata; then the chunk table
-    is held at its last whole version, or is missing here where there is none any more."""
+    """The tables that there are. `is_torn`: the chunk, fix or spend table is ahead of the metadata; then the chunk
+    table is held at its last whole version, or is missing here where there is none any more."""
 
     tables: dict[TableKind, Held]
     missing: tuple[str, ...]
@@ -94,7 +95,7 @@ def open_tables(uri: str, options: dict[str, str], collection: str, *, settle_s:
     """The tables at versions that agree; a writer at work is waited for a little. All may be missing."""
     names: dict[TableKind, str] = {
         "metadata": metadata_table(collection), "vectors": vectors_table(collection), "fixes": FIXES_TABLE,
-        "jobs": JOBS_TABLE,
+        "jobs": JOBS_TABLE, "spend": SPEND_TABLE,
     }  # fmt: skip
     deadline = time.monotonic() + settle_s
     while True:
@@ -104,7 +105,7 @@ def open_tables(uri: str, options: dict[str, str], collection: str, *, settle_s:
         if _agree(tables) or time.monotonic() > deadline:
             break
         time.sleep(_POLL_S)
-    is_torn = _is_ahead(tables, "vectors") or _is_ahead(tables, "fixes")
+    is_torn = any(_is_ahead(tables, kind) for kind in ("vectors", "fixes", "spend"))
     if _is_ahead(tables, "vectors"):
         metadata = tables["metadata"].fence
         assert metadata is not None
@@ -127,7 +128,7 @@ def _agree(tables: dict[TableKind, Held]) -> bool:
     if len(whole) < len(fences) or not any(fence.epoch for fence in whole):
         return True  # waiting mends neither
     return len({fence.epoch for fence in whole}) == 1 and not any(
-        _is_ahead(tables, kind) for kind in ("vectors", "fixes", "jobs")
+        _is_ahead(tables, kind) for kind in ("vectors", "fixes", "jobs", "spend")
     )
 
 

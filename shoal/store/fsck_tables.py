@@ -8,6 +8,7 @@ Raises what `fsck_scan` raises; writes nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,8 +34,9 @@ from shoal.store.fsck import (
 )
 from shoal.store.fsck_indexes import Samples, check_indexes
 from shoal.store.fsck_scan import Held, Opened, Unreadable, batches, open_tables
+from shoal.store.fsck_spend import spend_fault
 from shoal.store.orphans import leaked, unfinished_state
-from shoal.store.schemas import KEYS, LAYOUT_VERSION, VECTOR_COLUMNS, TableKind
+from shoal.store.schemas import KEYS, LAYOUT_VERSION, SPEND_TABLE, VECTOR_COLUMNS, TableKind
 
 _ORIGIN = ("s3_path", "kafka_cluster", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp_ms")
 _HEAD = ("revision", "id", "version", "sha256_hash", "superseded_at", "chunk_count", "validation_status", "fence")
@@ -90,7 +92,9 @@ class _Check:
     def run(self, uri: str, leaked_before: datetime) -> Report:
         for name in self._opened.missing:
             detail = "the other tables are there: a writer was killed while it made them, or the table was removed"
-            self._findings.add(Code.TABLE_MISSING, name, Subject(name, detail))
+            # Tables of before the ledger have none until a writer opens them.
+            severity = Severity.WARNING if name == SPEND_TABLE else None
+            self._findings.add(Code.TABLE_MISSING, name, Subject(name, detail), severity=severity)
         for held in self._tables.values():
             if held.facts.layout < LAYOUT_VERSION:
                 detail = f"layout {held.facts.layout}; this Shoal writes {LAYOUT_VERSION}"
@@ -102,6 +106,8 @@ class _Check:
         for kind in ("fixes", "jobs"):
             if kind in self._tables:
                 self._check_keyed(self._tables[kind])
+        if "spend" in self._tables:
+            self._check_spend(self._tables["spend"])
         self._check_fences()
         for held in self._tables.values():
             nulls, rows = self._nulls.get(held.kind, 0), self._rows.get(held.name, 0) + len(held.fences)
@@ -310,6 +316,20 @@ class _Check:
             )
             for name, count in repeated(found).items():
                 self._findings.add(Code.DUPLICATE_KEY, held.name, Subject(name, f"{name} is there {count} times"))
+
+    def _check_spend(self, held: Held) -> None:
+        """A row per key and day: few enough to hold their keys."""
+        names: Counter[str] = Counter()
+        for batch in self._scan(held):
+            for row in batch.to_pylist():
+                if row["fence"] is None:
+                    name = str(row["key"])
+                    names[name] += 1
+                    if (fault := spend_fault(row)) is not None:
+                        self._findings.add(Code.SPEND_WRONG, held.name, Subject(name, fault))
+        for name, count in names.items():
+            if count > 1:
+                self._findings.add(Code.SPEND_WRONG, held.name, Subject(name, f"{name} is there {count} times"))
 
     # --- vectors ------------------------------------------------------------------------------
 

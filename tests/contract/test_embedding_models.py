@@ -380,7 +380,7 @@ def test_the_limiter_learns_what_another_server_has_read(server: FakeOpenAI, mon
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(model.limiter, "answered", lambda *_, tokens=0, used=0, **__: told.append((tokens, used)))
     server.script = [
-        Reply(),  # how much of a text it reads is tried once, and was granted by nobody
+        Reply(),  # how much of a text it reads is tried once, within the limits
         lambda request: Reply(body=server.embeddings(request, usage={"prompt_tokens": 30})),
         Reply(body={"data": []}),
     ]
@@ -389,7 +389,7 @@ def test_the_limiter_learns_what_another_server_has_read(server: FakeOpenAI, mon
     with pytest.raises(TransientError):
         model.embed(texts)
     estimate = sum(model.count_tokens(text) for text in texts)
-    assert told[0][0] == 0
+    assert told[0][0] == 504
     assert told[1:] == [(estimate, 30), (estimate, 0)]
     model.close()
 
@@ -495,6 +495,56 @@ class TestACompatibleServer:
         server.script.clear()
         assert np.allclose(vectors, np.concatenate([theirs.embed([text]) for text in texts]), atol=1e-6)
         assert theirs.batch_inputs_max == 8
+
+    def test_every_request_that_it_gets_is_told_and_its_probes_wait_for_room(self, server: FakeOpenAI) -> None:
+        """One request per `embed` is its caller's to book; whatever goes beyond that is told."""
+        server.width, told, slept = 40, list[tuple[int, int, int, bool]](), list[float]()
+        now = [100.0]
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            now[0] += seconds
+
+        def on_own(*charge: Any) -> None:
+            told.append(charge)
+
+        settings = Settings(openai_base_url=server.url, openai_tokens_per_minute=100_000)
+        model = OpenAIModel(settings, "x/y", on_own=on_own, clock=lambda: now[0], sleep=sleep)
+        model.limiter.acquire(10_100, now[0], is_urgent=True)  # queries have gone before
+        # 1. A width that nobody knows, and its encoding, which it does not take.
+        server.script = [error(422, None, "unknown: encoding_format")]
+        assert model.width == 40
+        assert slept
+        assert told == [(1, 1, 4, True), (1, 1, 4, False)]
+        # 2. The first text: how much it reads is asked before.
+        told.clear()
+        model.embed(["one"])
+        assert told == [(1, 1, 504, False)]
+        # 3. Fewer texts in a request than it was sent: one refused, three parts, of which one is the caller's.
+        told.clear()
+        server.script = [error(422, None, "batch size 20 > maximum allowed batch size 8")]
+        model.embed([f"reading {i}" for i in range(20)])
+        assert [(requests, texts, has_failed) for requests, texts, _, has_failed in told] == [
+            (1, 20, True), (1, 0, False), (1, 0, False),
+        ]  # fmt: skip
+        # 4. A text that it refuses, though it takes another.
+        told.clear()
+        server.script = [error(400, None, "no")]
+        with pytest.raises(BadDocument):
+            model.embed(["odd"])
+        assert told == [(1, 1, 4, False)]
+        embeds = 3
+        assert len(server.requests) == 2 + 1 + 3 + 1 + embeds
+        model.close()
+
+    def test_a_probe_that_finds_no_room_is_put_off(self, server: FakeOpenAI) -> None:
+        slept: list[float] = []
+        model = OpenAIModel(Settings(openai_base_url=server.url), "x/y", clock=lambda: 100.0, sleep=slept.append)
+        model.limiter.throttled({}, 60.0, 100.0)
+        with pytest.raises(TransientError, match="no room"):
+            model.embed(["one"])
+        assert not server.requests
+        model.close()
 
     @pytest.mark.parametrize("status", [400, 422, 500])
     def test_that_takes_no_encoding_is_asked_for_numbers(

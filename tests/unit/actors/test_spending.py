@@ -4,7 +4,6 @@ the provider and Kafka (the journal of the embedded broker is the log)."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,15 +14,12 @@ from shoal.actors import embedder as embedder_module
 from shoal.actors.embedder import Embedder
 from shoal.embeddings.hash_model import HashModel
 from shoal.errors import TransientError
-from shoal.records import EmbeddedCommand, Fetched, Outcome, Position
+from shoal.records import Fetched, Outcome
 from shoal.serve_apps.cost import Costs
 from shoal.settings import Settings, load
-from shoal.sources.commands import CommandBody
-from shoal.sources.journal import Journal
-from shoal.sources.kafka import journal_path
 from shoal.store.spending import read_spend
-from shoal.store.writing import TableWriter
 from tests.fixtures.documents import document
+from tests.fixtures.ledger import apply_log
 
 PAID = "openai:text-embedding-3-small"
 WIDTH = 8
@@ -57,24 +53,6 @@ async def end(embedder: Embedder) -> None:
     await embedder.__ray_shutdown__()
 
 
-def apply_log(settings: Settings) -> list[Outcome]:
-    """What ingest does with the whole log, from its beginning."""
-    now = datetime.now(UTC)
-    with contextlib.closing(Journal(journal_path(settings))) as journal:
-        entries = [entry for entry in journal.open_entries(settings.command_topic, 0, 1, 0) if entry.value]
-    commands = [
-        CommandBody.model_validate_json(entry.value or b"").to_command(
-            Position("c", settings.command_topic, 0, offset, 0), None
-        )
-        for offset, entry in enumerate(entries)
-    ]
-    assert commands
-    writer = TableWriter.open(settings.tables_uri, {}, PAID, WIDTH, settings=settings, now=now)
-    acks = writer.apply([EmbeddedCommand(command) for command in commands], (), now)
-    writer.close()
-    return [ack.outcome for ack in acks]
-
-
 async def test_the_ledger_holds_what_was_sent_once_and_the_next_embedder_goes_by_it(tmp_path: Path) -> None:
     """1. Documents are embedded, some twice. 2. The log is applied, and again. 3. Money and tokens are the requests'.
     4. An embedder with a budget below that refuses what is new, and gives what the cache holds."""
@@ -83,8 +61,8 @@ async def test_the_ledger_holds_what_was_sent_once_and_the_next_embedder_goes_by
         await first.embed(fetched(number, source))
     told = await first.statistics()
     await end(first)
-    assert Outcome.INDEXED in apply_log(settings(tmp_path))
-    assert set(apply_log(settings(tmp_path))) == {Outcome.UNCHANGED}
+    assert Outcome.INDEXED in apply_log(settings(tmp_path), PAID, WIDTH)
+    assert set(apply_log(settings(tmp_path), PAID, WIDTH)) == {Outcome.UNCHANGED}
 
     rows = read_spend(settings(tmp_path).tables_uri, {})
     assert sum(row.counts.tokens for row in rows) == told.tokens > 0

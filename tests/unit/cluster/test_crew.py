@@ -348,11 +348,14 @@ async def test_posts_are_exchanged_where_the_collection_has_moved() -> None:
     await crew.turn(PLACE)
     await crew.turn(PLACE)
     assert sorted(made) == [("embedder", "old"), ("writer", "old")]
+    assert crew.is_whole
     others = [post("writer", "new"), post("embedder", "new")]
     assert crew.exchange(others, "the collection has moved")
+    assert not crew.is_whole, "until each of them answers in its new life"
     now += 2.0
     await crew.turn(PLACE)
     await crew.turn(PLACE)
+    assert crew.is_whole
     assert sorted(made)[::2] == [("embedder", "new"), ("writer", "new")]
     assert len(ended) == 2
     assert crew.exchange(others, "the collection has moved")  # nothing more to do

@@ -264,6 +264,12 @@ def test_tables_that_are_no_such_tables_are_one_clear_line(settings: Settings, t
         ("hash:8", set(), ("hash:9", 9), ConfigurationError),
         ("mine", set(), None, ConfigurationError),
         ("openai:text-embedding-3-small", {"text-embedding-3-small"}, None, ConfigurationError),  # width 1536
+        ("openai:text-embedding-3-small@512", set(), None, ConfigurationError),
+        ("openai:text-embedding-3-small@8", {"text-embedding-3-small"}, None, "openai:text-embedding-3-small@8"),
+        ("openai:text-embedding-3-small@8", {"text-embedding-3-large"}, None, ConfigurationError),
+        ("openai:intfloat/some@512", set(), None, ConfigurationError),
+        ("openai:intfloat/some", set(), None, "openai:intfloat/some"),  # whose width only its server knows
+        ("ollama:some", set(), None, ConfigurationError),
     ],
 )
 def test_the_model_is_certain_and_fits(

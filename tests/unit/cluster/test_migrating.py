@@ -43,7 +43,7 @@ class Place:
     def __init__(self, directory: Path) -> None:
         self.settings = Settings(data_dir=directory, embedding_provider="hash")
         self.root = self.settings.tables_uri
-        self.wider, self.narrow = (Embedder(self.settings, HashModel(width)) for width in (128, WIDTH))
+        self.wider, self.narrow = (Embedder(self.settings, f"hash:{width}", width) for width in (128, WIDTH))
         self._opened: list[Any] = [self.wider, self.narrow]
 
     def writer(self, at: Generation | None = None, now: datetime = NOW) -> TableWriter:
@@ -272,7 +272,7 @@ def test_a_hold_that_is_given_up_ends_at_once(place: Place) -> None:
     writer = place.writer()
     writer.apply(LOG[:1], (), NOW)
     migration = place.migration()
-    migration.embedder = place.kept(Refusing(place.settings, HashModel(128)))
+    migration.embedder = place.kept(Refusing(place.settings, "hash:128", 128))
     with pytest.raises(ShoalError):
         migration.switch()
     assert writer.apply([document("prod:ds:late", 9)], (), NOW)[0].outcome is Outcome.INDEXED

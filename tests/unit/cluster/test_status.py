@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shoal.cluster.status import Facts, build_status
+from shoal.cluster.status import Facts, ModelChange, build_status
 from shoal.cluster.tallies import Report
-from shoal.cluster.verdict import DOWN_AFTER_S, STUCK_S, UNOWNED_S
+from shoal.cluster.verdict import CHANGE_S, DOWN_AFTER_S, STUCK_S, UNOWNED_S
 from shoal.metrics import (
     EmbedderStatistics,
     FetcherStatistics,
@@ -83,12 +83,13 @@ class Desk:
         actors: Mapping[str, Mapping[str, Any]] | None = None,
         facts: Facts = FACTS,
         recall: RecallStatistics | None = None,
+        change: ModelChange | None = None,
     ) -> dict[str, Any]:
         self.now += timedelta(seconds=after_s)
         self.previous = build_status(
             now=self.now, started_at=self.started_at, facts=facts, reports=a_crew() if reports is None else reports,
             problems=problems or {}, refusals=refusals or {}, actors=actors or {}, previous=self.previous,
-            recall=recall,
+            recall=recall, change=change,
         )  # fmt: skip
         return dict(self.previous)
 
@@ -391,6 +392,38 @@ def test_a_writer_that_was_fenced_is_an_outage_at_once(desk: Desk) -> None:
     assert status["health"] == "down"
     assert status["problems"]["writer ended"] == "FENCED: epoch 4 writes"
     assert "FENCED" in reasons(status)["writer"]
+
+
+def test_a_change_of_the_model_is_told_as_that_and_not_as_an_outage_of_whoever_starts_anew(desk: Desk) -> None:
+    for _ in range(20):
+        desk.turn()
+    change = ModelChange("hash:64", "hash:128", desk.now)
+    waiting = {"state": "crash loop", "reason": "the collection has moved to hash:128", "restarts": 1, "backoff_s": 1.0}
+    actors = dict.fromkeys(("writer", "embedder", "fetcher-0", "reader-0"), waiting)
+    away = {"change": change, "actors": actors, "problems": {"writer statistics": "no answer for 6 s"}}
+    status = desk.turn({}, after_s=DOWN_AFTER_S + 25, **away)
+    assert status["health"] == "degraded"
+    assert list(reasons(status)) == ["changing model"], "nobody's partitions and silent actors belong to it"
+    assert "hash:64 to hash:128" in reasons(status)["changing model"]
+    assert status["changing_model"]["for_s"] == DOWN_AFTER_S + 25
+
+
+def test_a_change_of_the_model_that_does_not_end_is_an_outage(desk: Desk) -> None:
+    desk.turn()
+    change = ModelChange("hash:64", "hash:128", desk.now)
+    status = desk.turn({}, after_s=CHANGE_S + 1, change=change)
+    assert status["health"] == "down"
+    assert {"changing model", "the writer"} <= reasons(status).keys()
+
+
+def test_what_a_person_must_mend_in_the_new_model_is_told_at_once(desk: Desk) -> None:
+    desk.turn()
+    change = ModelChange("hash:64", "openai:x", desk.now)
+    why = {"embedder create": "openai:x needs a key: set OPENAI_API_KEY"}
+    status = desk.turn(
+        {}, change=change, problems=why, refusals=why, actors={"embedder": {"state": "waiting", "reason": None}}
+    )
+    assert why["embedder create"] in reasons(status).values()
 
 
 def test_a_dependency_that_fails_for_all_is_named(desk: Desk) -> None:

@@ -43,3 +43,34 @@ def test_a_crew_that_can_not_be_made_is_told_in_the_status(tmp_path: Path) -> No
     assert status["actors"]["writer"]["state"] == "crash loop"
     assert status["life"] == "life-1"
     assert status["drain"] == {"id": "asked", "state": "drained", "left": {}}
+
+
+FOLLOW = """
+import asyncio, os, sys
+from types import SimpleNamespace
+from shoal.cluster import supervisor
+from shoal.settings import load
+from shoal.sources.kafka import Connection
+
+async def follow():
+    used = SimpleNamespace(facts=SimpleNamespace(model="hash:16", width=16))
+    supervisor.current_generation = lambda _: used
+    settings = load(data_dir=sys.argv[1], kafka_brokers="127.0.0.1:1")
+    for previous in ({"model": "hash:16", "changing_model": None}, {"model": "hash:8", "changing_model": None},
+                     {"model": "hash:16", "changing_model": {"to": "hash:16"}}):
+        supervising = supervisor.Supervisor(settings, Connection("127.0.0.1:1", "c"), "hash:8", 8, "proxy", "life-1")
+        supervising._previous = previous
+        await supervising._follow()
+        print(supervising._model, supervising._width, flush=True)
+    os._exit(0)
+
+asyncio.run(follow())
+"""
+
+
+def test_a_supervisor_adopts_the_crew_of_another_model_where_the_one_before_it_had_made_all_of_it(
+    tmp_path: Path,
+) -> None:
+    """1. The collection had moved and the crew was whole; 2. it moves now; 3. the crew was still being exchanged."""
+    done = subprocess.run([sys.executable, "-c", FOLLOW, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == ["hash:16 16", "hash:8 8", "hash:8 8"], done.stderr

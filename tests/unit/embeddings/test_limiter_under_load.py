@@ -34,6 +34,7 @@ class Load:
     rival: float = 0.0
     rival_every_s: float = 4.0
     queries_per_s: float = 0.0
+    yielding: int | None = None  # the user that yields to the others
     accepted: list[tuple[float, int, int]] = field(default_factory=list)  # when, by which user, tokens
     refused: int = 0
     rival_tokens: int = 0
@@ -44,6 +45,8 @@ class Load:
         self.rng = random.Random(1)
         self.account = Account(*self.limits, 0.0)
         self.limiters = [RateLimiter(*CONFIGURED, 0.0, share=0.9) for _ in range(self.users)]
+        if self.yielding is not None:
+            self.limiters[self.yielding].yield_to_live()
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
         self.numbers = itertools.count()
         for user in range(self.users):
@@ -149,6 +152,24 @@ def test_users_of_one_key_share_it_evenly(limits: tuple[int, int], users: int) -
     assert load.used(180) >= 0.95
     parts = [load.tokens(0, 180, user) for user in range(users)]
     assert max(parts) <= 1.15 * min(parts)
+
+
+@pytest.mark.parametrize("limits", TIERS)
+def test_a_backfill_of_another_process_yields_to_live_documents(limits: tuple[int, int]) -> None:
+    load = Load(limits, users=2, yielding=1)
+    load.run(240)
+    assert load.refused == 0
+    assert load.used(240) >= 0.95
+    live, backfill = (load.tokens(60, 240, user) for user in range(2))
+    assert 0.1 <= backfill / (live + backfill) <= 0.35
+
+
+@pytest.mark.parametrize("limits", TIERS)
+def test_a_backfill_of_another_process_uses_what_nobody_else_does(limits: tuple[int, int]) -> None:
+    load = Load(limits, yielding=0)
+    load.run(180)
+    assert load.refused == 0
+    assert load.tokens(60, 180) >= 0.9 * 2 * limits[1]
 
 
 def test_a_rival_that_leaves_nothing_does_not_end_us() -> None:

@@ -122,11 +122,13 @@ class FakeIndex:
 @dataclass
 class FakeEmbedder:
     texts: list[str] = field(default_factory=list)
+    paying: list[str] = field(default_factory=list)
     error: Exception | None = None
     hangs: bool = False
 
-    async def __call__(self, model: str, text: str) -> Vector:
+    async def __call__(self, model: str, text: str, collection: str) -> Vector:
         self.texts.append(text)
+        self.paying.append(collection)
         if self.hangs:
             await asyncio.Event().wait()
         if self.error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,50 @@ async def test_a_question_gets_the_vector_of_the_collections_model(settings: Set
     await embedder.close()
 
 
-async def test_a_replica_holds_a_bounded_number_of_models(settings: Settings) -> None:
+async def test_a_third_model_takes_the_place_of_the_one_asked_longest_ago(settings: Settings) -> None:
     embedder = QueryEmbedder(settings)
-    for name in ("hash:64", "hash:32"):
+    for name in ("hash:64", "hash:32", "hash:64", "hash:16"):
         await embedder.embed(name, "wind")
-    with pytest.raises(ConfigurationError, match="hash:16"):
-        await embedder.embed("hash:16", "wind")
+    assert list(embedder._held) == ["hash:64", "hash:16"]
+    again = await embedder.embed("hash:32", "wind")
+    assert np.array_equal(again, create_model(settings, "hash:32").embed(["wind"], "query")[0])
+    assert list(embedder._held) == ["hash:16", "hash:32"]
+    await embedder.close()
+
+
+async def test_a_question_under_way_is_answered_by_a_model_that_loses_its_place(settings: Settings) -> None:
+    embedder = QueryEmbedder(settings)
+    await embedder.embed("hash:64", "warm")
+    leaving = embedder._held["hash:64"]
+    # 1. A question is asked of the model that will go; its answer is held back.
+    gate, embed = asyncio.Event(), leaving.service.embed
+
+    async def held_back(*asked: Any) -> Any:
+        await gate.wait()
+        return await embed(*asked)
+
+    leaving.service.embed = held_back  # type: ignore[method-assign]
+    asked = asyncio.create_task(embedder.embed("hash:64", "wind"))
+    await asyncio.sleep(0)
+    # 2. Two others take both places.
+    for name in ("hash:32", "hash:16"):
+        await embedder.embed(name, "wind")
+    assert leaving.is_leaving
+    # 3. The question gets its answer, and only then the model is closed.
+    gate.set()
+    assert (await asked).shape == (64,)
+    with pytest.raises(TransientError, match="closed"):
+        await embed(["wind"], "query")
+    await embedder.close()
+
+
+async def test_a_question_is_paid_by_the_collection_that_asks(settings: Settings) -> None:
+    embedder = QueryEmbedder(settings)
+    await embedder.embed("hash:64", "warm")
+    charges: list[Any] = []
+    embedder._held["hash:64"].service._caller._on_charges = charges.extend
+    await embedder.embed("hash:64", "wind", "scraper")
+    assert [(charge.purpose.lane, charge.purpose.collection) for charge in charges] == [("query", "scraper")]
     await embedder.close()
 
 
@@ -55,7 +94,7 @@ async def test_our_errors_cross_the_handle_as_what_they_were(cause: Exception) -
         embed = Method()
 
     with pytest.raises(type(cause)) as caught:
-        await embed_through(Handle())("hash:64", "wind")
+        await embed_through(Handle())("hash:64", "wind", "scraper")
     assert str(caught.value) == str(cause)
 
 

@@ -19,7 +19,7 @@ class Embedder:
         self.gate.set()
         self.error: Exception | None = None
 
-    async def __call__(self, model: str, text: str) -> Any:
+    async def __call__(self, model: str, text: str, collection: str) -> Any:
         self.asked.append((model, text))
         await self.gate.wait()
         if self.error:

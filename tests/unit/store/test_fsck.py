@@ -14,7 +14,7 @@ from shoal.store import fsck_scan
 from shoal.store.fsck import ChunkHead, Code, Coherence, Findings, Head, Repeats, Severity, Subject, repeated
 from shoal.store.fsck_tables import Report, check
 from tests.fixtures import damage
-from tests.fixtures.damage import FIXES, INFINITE, JOBS, METADATA, NAN, VECTORS, ZERO, A
+from tests.fixtures.damage import FIXES, INFINITE, JOBS, METADATA, NAN, SPEND, VECTORS, ZERO, A
 from tests.fixtures.documents import document
 
 HOUR = timedelta(hours=1)
@@ -51,8 +51,8 @@ def test_nothing_is_wrong_with_whole_tables(whole: str) -> None:
     report = look(whole, settle_s=5, batches=said)
     assert report.findings == ()
     assert report.notes == ()
-    assert report.rows == {METADATA: 77, VECTORS: 285, FIXES: 2, JOBS: 2}
-    assert said[-1] == f"{JOBS}: 3 rows"
+    assert report.rows == {METADATA: 77, VECTORS: 285, FIXES: 2, JOBS: 2, SPEND: 1}
+    assert said[-1] == f"{SPEND}: 2 rows"
 
 
 def test_texts_that_the_index_takes_apart_otherwise_than_by_letters_are_no_defect(tmp_path: Path) -> None:
@@ -105,6 +105,18 @@ PLANTED: list[tuple[Code, str, Callable[[str], None]]] = [
     (Code.VECTOR_NOT_FINITE, METADATA, damage.vector(METADATA, f"revision = '{A}@v2'", NAN)),
     (Code.VECTOR_ZERO, VECTORS, damage.vector(VECTORS, f"id = '{A}#1'", ZERO)),
     (Code.VECTOR_ZERO, FIXES, damage.vector(FIXES, "id = 'c1'", ZERO)),
+    (Code.UNREADABLE_FRAGMENT, SPEND, damage.file_gone(SPEND)),
+    (Code.FENCE_INCONSISTENT, SPEND, lambda place: damage.change_fence(place, SPEND, model="another")),
+    (Code.SPEND_WRONG, SPEND, damage.twice(SPEND, "lane = 'live'")),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", tokens=-5)),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", tokens=None)),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", tokens=43)),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", day="2025-02-30")),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", dataset="other")),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", books='{"one": [2, 1')),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", books="[1]")),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "tokens > 0", books='{"a": [4, 2, 6, -1, 2]}')),
+    (Code.SPEND_WRONG, SPEND, lambda place: damage.change(place, SPEND, "lane = 'live'", failed_tokens=99)),
     (Code.INDEX_MISSING, METADATA, damage.index_dropped(METADATA, "id_idx")),
     (Code.INDEX_MISSING, VECTORS, damage.index_dropped(VECTORS, "content_embedding_idx")),
     (Code.INDEX_WITHOUT_FILES, VECTORS, damage.index_file_gone),
@@ -136,7 +148,7 @@ def test_every_code_has_a_planted_defect() -> None:
 def test_an_older_layout_is_told_of_every_table(place: str) -> None:
     damage.older_layout(place)
     report = look(place)
-    assert told(report) == {(Code.OLDER_LAYOUT, table) for table in (METADATA, VECTORS, FIXES, JOBS)}
+    assert told(report) == {(Code.OLDER_LAYOUT, table) for table in (METADATA, VECTORS, FIXES, JOBS, SPEND)}
     assert report.errors == 0
 
 
@@ -260,3 +272,10 @@ def test_findings_keep_a_bounded_number_of_subjects(monkeypatch: pytest.MonkeyPa
         findings.add(Code.ORPHAN_CHUNKS, VECTORS, Subject(str(n)))
     (finding,) = findings.listed()
     assert (finding.count, len(finding.subjects), finding.severity) == (10, 3, Severity.ERROR)
+
+
+def test_tables_of_before_the_ledger_lack_it_without_being_damaged(place: str) -> None:
+    shutil.rmtree(f"{place}/{SPEND}.lance")
+    report = look(place)
+    assert told(report) == {(Code.TABLE_MISSING, SPEND)}
+    assert report.errors == 0
