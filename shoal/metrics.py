@@ -87,6 +87,24 @@ class SpendStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchStatistics:
+    """Jobs at half price (docs/cost.md): those that lie beside the tables, ended ones until their command goes on.
+    `parts`: how many are in which phase; `missing_texts`: left to the full price; `saved_usd`: of what is embedded."""
+
+    jobs: int
+    unfinished: int
+    texts: int
+    embedded_texts: int
+    tokens: int
+    embedded_tokens: int
+    missing_texts: int
+    saved_usd: float | None
+    parts: dict[str, int]
+    oldest_since: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedderStatistics:
     """The embedder: what it was asked for, what the cache answered, what the provider was sent.
 
@@ -111,6 +129,7 @@ class EmbedderStatistics:
     running: int = 0
     running_max: int = 0
     spend: SpendStatistics | None = None
+    half_price: BatchStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True)

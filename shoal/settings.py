@@ -182,6 +182,19 @@ class Settings(BaseSettings):
         False, description="The local model with int8 weights, new collections: less work, vectors of their own kind."
     )
     embedding_threads: int = Field(0, ge=0, description="Threads of the local model; 0: the cores of this machine.")
+    openai_batch_api: Literal["auto", "on", "off"] = Field(
+        "auto", description="The Batch API (`shoal backfill --half-price`): auto is on at OpenAI itself, off elsewhere."
+    )
+    openai_batch_queue_tokens: int = Field(
+        3_000_000, ge=10_000, le=100_000_000_000,
+        description="Tokens in unfinished batches at most, as the account's page of limits has it (tier 1: 3 million).",
+    )  # fmt: skip
+    openai_batch_poll_s: float = Field(
+        60.0, ge=0.05, le=3600, description="Seconds between two questions about a batch under way."
+    )
+    openai_batch_give_up_hours: float = Field(
+        72.0, gt=0, le=720, description="After so long a half-price job begins no further batch; the rest pays in full."
+    )
     embedding_cache_bytes_max: int = Field(1024 * MIB, ge=MIB, description="Size of the embedding cache on disk.")
 
     # --- cost ---------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from functools import partial
 import orjson
 import ray
 
+from shoal.actors.half_price import open_lane
 from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
 from shoal.actors.pipeline import EMBEDDED_KIND
@@ -48,6 +49,7 @@ class Embedder:
             create_model(settings, model, width=width, on_charges=self._spending.charged), cache,
             on_charges=self._spending.charged, may_spend=self._spending.gate(model),
         )  # fmt: skip
+        self._half_price = open_lane(settings, model, width, cache, self._spending)
         self._known = KnownVectors(settings, model)
         self._model, self._width = model, width
         self._lease = LeaseKeeper("embedder", settings.lease_s)
@@ -102,10 +104,13 @@ class Embedder:
             uptime_s=time.monotonic() - self._started,
             stalled_s=self._pulse.stalled_s(),
             spend=self._spending.statistics(),
+            half_price=self._half_price.statistics() if self._half_price is not None else None,
         )
 
     async def __ray_shutdown__(self) -> None:
         await self._known.close()
+        if self._half_price is not None:  # before the cache, which it fills
+            await self._half_price.close()
         await self._service.close()
         await asyncio.to_thread(self._spending.close)
 

@@ -91,17 +91,8 @@ class Fetcher:
         announcement = replace(announcement, warnings=(*announcement.warnings, *body.warnings))
         sha256, md5 = await loop.run_in_executor(self._threads, _hashes, body.data)
         fetched = Fetched(announcement, sha256, md5, len(body.data), etag=body.etag, version_id=body.version_id)
-        context = Context(
-            name=announcement.urn,
-            content_type=announcement.content_type or body.content_type,
-            source_url=announcement.source_url,
-            data_source=announcement.data_source,
-            data_type=announcement.data_type,
-            dataset=announcement.dataset,
-            collected_at=announcement.collected_at,
-        )
         try:
-            return replace(fetched, extraction=await self._pool.extract(body.data, context))
+            return replace(fetched, extraction=await self._pool.extract(body.data, context_of(announcement, body)))
         except BadDocument as error:
             return replace(fetched, failure=Failure(error.reason, error.message, "extract"))
 
@@ -123,6 +114,19 @@ class Fetcher:
 
     async def __ray_shutdown__(self) -> None:
         self._pool.close()
+
+
+def context_of(announcement: Announcement, body: ObjectBody) -> Context:
+    """What extraction is told beside the bytes."""
+    return Context(
+        name=announcement.urn,
+        content_type=announcement.content_type or body.content_type,
+        source_url=announcement.source_url,
+        data_source=announcement.data_source,
+        data_type=announcement.data_type,
+        dataset=announcement.dataset,
+        collected_at=announcement.collected_at,
+    )
 
 
 def payload_bytes(fetched: Fetched, width: int) -> int:

@@ -72,6 +72,9 @@ class Place(Protocol):
     def after(self, name: str) -> Iterator[Found]:
         """Everything that comes after `name`. Raises TransientError, ConfigurationError."""
 
+    def order(self, name: str) -> tuple[str, ...]:
+        """What names are listed by."""
+
 
 class Bucket:
     """s3://bucket/prefix."""
@@ -93,6 +96,9 @@ class Bucket:
                 yield Found(listed.key, None, FOLDER)
             else:
                 yield checked(listed.key, self._announced(listed), self._settings)
+
+    def order(self, name: str) -> tuple[str, ...]:
+        return (name,)  # by code point, which is the order of UTF-8
 
     def _announced(self, listed: ListedObject) -> tuple[bytes, bytes]:
         # The prefix up to its last "/" is the place; what follows it belongs to the name.
@@ -119,6 +125,9 @@ class Directory:
             if _order(relative) <= _order(name) and name:
                 continue
             yield self._found(path, relative)
+
+    def order(self, name: str) -> tuple[str, ...]:
+        return _order(name)
 
     def _found(self, path: Path, relative: str) -> Found:
         if any(part.startswith(".") for part in relative.split("/")):
@@ -212,14 +221,8 @@ def backfill(
     form: Format,
 ) -> int:
     """The `backfill` command: an exit code."""
-    _refuse(about, settings)
-    listed: Place = (Bucket if place.startswith("s3://") else Directory)(place, about, settings)
+    listed, arguments = place_of(place, about, settings)
     began = time.monotonic()
-    where = place if place.startswith("s3://") else str(Path(place).resolve())
-    arguments = {
-        "place": mark_of(where), "dataset": about.dataset, "source": about.source, "data_type": about.data_type,
-        "environment": about.environment, "urn": about.urn, "topic": settings.kafka_topics[0],
-    }  # fmt: skip
     file = StateFile(settings.home / "backfills", arguments)
     kept = None if restart else file.load()
     window = Window(kept["marks"], kept["counts"]) if kept else Window()
@@ -242,7 +245,7 @@ def backfill(
         )  # fmt: skip
 
         def send() -> bool:
-            return _announce(sender, listed.after(name_of(window.marks.get(MARK, ""))), settings)
+            return announce(sender, listed.after(name_of(window.marks.get(MARK, ""))), settings)
 
         end = sender.run(send, file)
     show_tally("announced", window, time.monotonic() - began, waited=True, finished=end is Exit.OK, form=form)
@@ -251,7 +254,19 @@ def backfill(
     return end
 
 
-def _announce(sender: PacedSender, found: Iterator[Found], settings: Settings) -> bool:
+def place_of(place: str, about: About, settings: Settings) -> tuple[Place, dict[str, Any]]:
+    """What is to be listed, and the arguments that name a run over it. Raises ConfigurationError."""
+    refuse(about, settings)
+    listed: Place = (Bucket if place.startswith("s3://") else Directory)(place, about, settings)
+    where = place if place.startswith("s3://") else str(Path(place).resolve())
+    return listed, {
+        "place": mark_of(where), "dataset": about.dataset, "source": about.source, "data_type": about.data_type,
+        "environment": about.environment, "urn": about.urn, "topic": settings.kafka_topics[0],
+    }  # fmt: skip
+
+
+def announce(sender: PacedSender, found: Iterator[Found], settings: Settings) -> bool:
+    """Send what was found; False where it was asked to stop."""
     for each in found:
         mark = (MARK, mark_of(each.name))
         if each.message is None:
@@ -282,7 +297,7 @@ def _shown(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _refuse(about: About, settings: Settings) -> None:
+def refuse(about: About, settings: Settings) -> None:
     """Raises ConfigurationError where no object could be announced so: told once, not counted a million times."""
     if about.urn not in ("path", "name"):
         raise ConfigurationError(f"--urn {about.urn}: choose path or name")

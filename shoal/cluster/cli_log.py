@@ -87,6 +87,10 @@ def backfill(
     urn: Annotated[
         str, typer.Option(help="What names a document: its `path` under the place, or its `name` alone.")
     ] = "path",
+    half_price: Annotated[
+        bool,
+        typer.Option("--half-price", help="First embed through the provider's Batch API: half the price, up to a day."),
+    ] = False,
     rate: Rate = 100,
     in_flight: InFlight = 200,
     timeout: Timeout = 300,
@@ -97,11 +101,14 @@ def backfill(
     """Announce everything that lies at a place already, and wait for the outcomes.
 
     Bounded in rate and in flight, so that live messages are not buried. Ctrl-C stops it, and the same command goes
-    on where it was; the tally at the end counts everything that was listed.
+    on where it was; the tally at the end counts everything that was listed. --half-price needs a running Shoal and a
+    model with a Batch API (OpenAI's); docs/cost.md.
     """
     from shoal.cluster.backfilling import About
-    from shoal.cluster.backfilling import backfill as run
+    from shoal.cluster.backfilling import backfill as at_full_price
+    from shoal.cluster.half_price import backfill_at_half_price
 
+    run = backfill_at_half_price if half_price else at_full_price
     about = About(dataset, source, data_type, environment, urn)
     code = run(
         settings_with(data_dir=data_dir), place, about, rate=rate, in_flight_max=in_flight, timeout_s=timeout,

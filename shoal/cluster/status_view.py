@@ -95,6 +95,7 @@ def _figures(answer: Answer, flow: Answer) -> dict[str, Any]:
         f"(number {cell(writer.get('commit_sequence'))}), {cell(writer.get('queued'))} queued, "
         f"{cell(writer.get('maintenance'))}",
         "embedder": _embedder(embedder),
+        **_half_price(embedder.get("half_price") or {}),
         "tables": f"{cell(writer.get('documents'))} documents, {cell(writer.get('chunks'))} chunks",
         "place": f"broker {flow.get('broker')} ({flow.get('cluster')}), model {flow.get('model')}, "
         f"ingress {flow.get('ingress')}",
@@ -127,6 +128,20 @@ def _embedder(of: Answer) -> str:
     if of.get("last_error"):
         parts.append(f"last error: {of['last_error']}")
     return "; ".join(parts)
+
+
+def _half_price(of: Answer) -> dict[str, str]:
+    """The row of jobs at half price, where there are any."""
+    if not of:
+        return {}
+    parts = [f"{of['embedded_texts']} of {of['texts']} texts", f"{of['unfinished']} of {of['jobs']} jobs unfinished"]
+    if of.get("parts"):
+        parts.append("parts: " + ", ".join(f"{count} {phase}" for phase, count in of["parts"].items()))
+    if of.get("saved_usd") is not None:
+        parts.append(f"${of['saved_usd']:.2f} saved")
+    if of.get("missing_texts"):
+        parts.append(f"{of['missing_texts']} left to the full price")
+    return {"half price": "; ".join([*parts, f"since {of['oldest_since'][:16]}", *map(str, of.get("notes") or ())])}
 
 
 def _partitions(flow: Answer) -> Iterator[RenderableType]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from shoal.embeddings.batch_provider import BatchProvider, why_none
 from shoal.embeddings.limiter import RateLimiter
 from shoal.embeddings.model_names import OPENAI_WIDTHS, ModelName, check_dimensions, known_of, parse
 from shoal.embeddings.prefixes import PREFIXES, PrefixedModel, Prefixes, named
@@ -132,6 +133,19 @@ def create_model(
             model = HashModel(int(parsed.model))
     prefixes = _prefixes(settings, parsed)
     return model if prefixes == Prefixes() else PrefixedModel(model, prefixes)
+
+
+def create_batch_provider(settings: Settings, name: str, width: int) -> BatchProvider | None:
+    """The Batch API behind the model called `name`; None where there is none to be tried (`batch_provider.why_none`).
+    Asks nothing of the provider. Raises ConfigurationError."""
+    if why_none(settings, name) is not None:
+        return None
+    from shoal.embeddings.openai_batches import OpenAIBatches
+    from shoal.embeddings.openai_model import OpenAIModel
+
+    parsed = parse(name)
+    model = OpenAIModel(settings, parsed.model, dimensions=parsed.dimensions, width=width)
+    return OpenAIBatches(model, _prefixes(settings, parsed))
 
 
 def model_width(settings: Settings, name: str) -> int:

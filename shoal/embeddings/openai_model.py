@@ -19,13 +19,14 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Lock
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeVar
 
 import httpx2  # what the SDK speaks HTTP with: a body that is read in parts fails with its errors
 import numpy as np
 import openai
 
 from shoal.embeddings import cl100k
+from shoal.embeddings.batch_provider import EndpointRefused
 from shoal.embeddings.limiter import RateLimiter
 from shoal.embeddings.model_names import OPENAI_WIDTHS, ModelName
 from shoal.embeddings.models import openai_window
@@ -40,10 +41,11 @@ from shoal.embeddings.openai_answers import (
 from shoal.embeddings.texts import Kind, check_texts
 from shoal.embeddings.wordpieces import TokenCounter
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, TransientError
-from shoal.records import Matrix
+from shoal.records import Matrix, Vector
 from shoal.settings import Settings
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 _PROBE_TEXT = "shoal"
 # Codes that blame the input beyond doubt; any other 400 is proven with the probe text first.
@@ -138,6 +140,45 @@ class OpenAIModel:
     def close(self) -> None:
         """Closes the client's connections."""
         self._client.close()
+
+    # --- for its Batch API (openai_batches) ---------------------------------------------------
+
+    def request(self, text: str, kind: Kind) -> dict[str, Any]:
+        """What `embed` would post for one text."""
+        dimensions = {"dimensions": self._dimensions} if self._dimensions else {}
+        text = self._cut(check_texts([text], kind)[0]) if kind == "query" else text
+        return {"model": self._served_as, "input": text, "encoding_format": self._format, **dimensions}
+
+    def read(self, body: bytes, text: str, kind: Kind) -> Vector:
+        """The vector in an answer to `request`. Raises WrongAnswer, ConfigurationError."""
+        answer = read_answer(body, 1)
+        self._check(answer)
+        counts = [] if kind == "query" or self._is_openais else [self.count_tokens(text)]
+        if counts and self._may_have_cut(counts, answer.tokens_read):
+            raise WrongAnswer(f"{answer.tokens_read} tokens were read: the text may have been cut")
+        vector: Vector = answer.vectors[0]
+        return vector
+
+    def ask(self, call: Callable[[Any], Result]) -> Result:
+        """What `call` gets from the SDK's client at another endpoint; the limits of embedding are left alone.
+
+        Raises TransientError, ConfigurationError, EndpointRefused."""
+        name = self.name
+        try:
+            return call(self._client)
+        except openai.APIStatusError as error:
+            status, code = error.status_code, error.code or error.type or ""
+            if "insufficient_quota" in (error.code, error.type):
+                raise ConfigurationError(f"{name}: the account's quota is used up: see its billing page") from error
+            if status in (401, 403):
+                raise ConfigurationError(f"{name}: the key was refused ({status} {code})") from error
+            if status in (408, 409, 425, 429) or status >= 500:
+                raise TransientError(
+                    f"{name}: the server answered {status}", _retry_after_s(error.response.headers)
+                ) from error
+            raise EndpointRefused(status, f"{status} {code}: {self._plain(error.message)}") from error
+        except (openai.OpenAIError, httpx2.HTTPError) as error:
+            raise TransientError(f"{name}: {self._client.base_url.host}: {type(error).__name__}") from error
 
     def _cut(self, text: str) -> str:
         if isinstance(self._count, TokenCounter):

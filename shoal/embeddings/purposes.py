@@ -36,3 +36,5 @@ class Charge:
     texts: int
     tokens: int
     has_failed: bool = False
+    is_batch: bool = False
+    """Went through the provider's Batch API, at its price."""

@@ -22,7 +22,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from shoal.embeddings.budget import Budget, BudgetState, Level
-from shoal.embeddings.prices import Prices
+from shoal.embeddings.prices import BATCH_LANE, Prices
 from shoal.embeddings.purposes import Charge, Purpose
 from shoal.embeddings.spend_book import SpendBook
 from shoal.errors import ShoalError, TransientError
@@ -79,7 +79,8 @@ class Gathered:
 
 def _key(charge: Charge, day: str) -> SpendKey:
     purpose = charge.purpose
-    return spend_key(day, charge.model, purpose.collection, purpose.data_source, purpose.dataset, purpose.lane)
+    lane = BATCH_LANE if charge.is_batch else purpose.lane
+    return spend_key(day, charge.model, purpose.collection, purpose.data_source, purpose.dataset, lane)
 
 
 def _counts(charge: Charge) -> Counts:
@@ -155,16 +156,17 @@ class SpendKeeper:
             self._start()
         self._woken.set()
 
-    def gate(self, model: str) -> Callable[[Purpose, int], ShoalError | None] | None:
-        """The service's `may_spend` for this model; None where there is no budget."""
+    def gate(self, model: str, at_price_of: str = "") -> Callable[[Purpose, int], ShoalError | None] | None:
+        """The service's `may_spend` for this model; None where there is no budget. `at_price_of`: a lane, where it
+        is not the purpose's own."""
         if not self._budget.is_limited:
             return None
 
         def may_spend(purpose: Purpose, tokens: int) -> ShoalError | None:
-            now = self._now()
+            now, lane = self._now(), at_price_of or purpose.lane
             with self._lock:
-                refused = self._budget.refusal(model, purpose.lane, tokens, now)
-                is_known = self._is_known or not self._budget.costs(model, purpose.lane, now)
+                refused = self._budget.refusal(model, lane, tokens, now)
+                is_known = self._is_known or not self._budget.costs(model, lane, now)
             if refused is not None and refused.resumes_at is not None:
                 self._refused_until = refused.resumes_at
                 wait_s = (refused.resumes_at - now).total_seconds()
@@ -217,7 +219,9 @@ class SpendKeeper:
     # --- on the thread ------------------------------------------------------------------------
 
     def _start(self) -> None:
-        if self._thread is None and self._starts and not self._is_closed:
+        with self._lock:  # the loop and the half-price lane may be the first at once
+            if self._thread is not None or not self._starts or self._is_closed:
+                return
             self._thread = threading.Thread(target=self._run, name="spend", daemon=True)
             self._thread.start()
 

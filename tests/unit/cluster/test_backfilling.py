@@ -86,7 +86,7 @@ def test_what_a_backfill_announces_says_so_and_waits_behind_what_is_new(tmp_path
     (place / "a.json").write_text("{}")
     settings = load(data_dir=tmp_path / "data", allowed_file_roots=[place])
     sender = Heard(settings, Window(), save=None, progress=None)
-    assert backfilling._announce(sender, Directory(str(place), ABOUT, settings).after(""), settings)
+    assert backfilling.announce(sender, Directory(str(place), ABOUT, settings).after(""), settings)
     (work,) = parse_message(sent[0], settings)
     assert isinstance(work, Announcement)
     assert (work.is_backfill, work.is_replay) == (True, False)
