@@ -148,7 +148,8 @@ def _show(report: dict[str, Any], output: str) -> None:
     import csv
     import sys
 
-    from shoal.cluster.output import emit_json, emit_rows, printable, say
+    from shoal.cluster.output import emit_json, emit_rows, say
+    from shoal.redaction import printable
 
     rows, by, total = report["rows"], report["by"], report["total"]
     if output == "json":
