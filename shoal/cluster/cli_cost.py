@@ -135,7 +135,7 @@ def _day(text: str, now: object) -> str:
     import re
     from datetime import datetime
 
-    from shoal.cluster.dead_letters import moment
+    from shoal.sources.dead_letter_choice import moment
 
     assert isinstance(now, datetime)
     if not re.fullmatch(r"\s*\d+[smhdw]\s*", text):
