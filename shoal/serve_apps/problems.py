@@ -45,8 +45,8 @@ KINDS: Mapping[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("bad-request", 400, "The request could not be read", "Send a body of JSON, as /docs shows it."),
-        Kind("unauthorized", 401, "Who asks is not known", "Send an API key: Authorization: Bearer KEY."),
-        Kind("forbidden", 403, "This is not for you to ask", "Ask with a key whose scope has this call."),
+        Kind("unauthenticated", 401, "Nobody known asks", "Send an API key: Authorization: Bearer KEY."),
+        Kind("forbidden", 403, "This caller may not do this", "Ask with a key whose scope has this call."),
         Kind("location-refused", 403, "The file lies where nothing is read from",
              "Let allowed_roots or allowed_buckets name the place, if it is meant to be read."),
         Kind("not-found", 404, "There is nothing here", "Look at the path and the id; /docs lists the calls."),

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import FastAPI, Path, Query, Request
+from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -29,7 +30,8 @@ from shoal.serve_apps.routing import (
 DocumentId = Annotated[
     str, Path(max_length=4096, description="The document's id, with its colons and slashes.", examples=[examples.ID])
 ]
-_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_UNASKED = ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
+"""What a page in somebody's browser may send to a local service without asking it first."""
 _SAFE = {"Cache-Control": "private, no-store", "Content-Security-Policy": "default-src 'none'; sandbox"}
 
 
@@ -52,9 +54,9 @@ def add(app: FastAPI, documents: DocumentService) -> None:
         of the same document replaces it."""
         refuse_unknown_of(PushQuery, request)
         content_type = request.headers.get("content-type", "").strip()
-        if content_type.partition(";")[0].lower() in _FORMS:
-            raise InvalidParameter("Content-Type", "is that of a form: say what the bytes are, such as text/csv or "
-                                   "application/octet-stream")  # fmt: skip
+        if content_type.partition(";")[0].strip().lower() in _UNASKED:
+            raise HTTPException(415, "Say what the bytes are: Content-Type: text/csv, application/json, ..., or "
+                                "application/octet-stream, also for plain text. No forms.")  # fmt: skip
         job = await documents.push(
             name, parameters, request.stream(), content_type=content_type[:200] or None,
             idempotency_key=idempotency_key or None,
@@ -62,19 +64,19 @@ def add(app: FastAPI, documents: DocumentService) -> None:
         return job_response(request, job, 202)
 
     @app.get(
-        place + "/{document_id:path}/raw", tags=["documents"], response_class=Response, responses=examples.RAW
+        place + "/{id:path}/raw", tags=["documents"], response_class=Response, responses=examples.RAW
     )  # fmt: skip
     async def raw(
         request: Request,
         name: Collection,
-        document_id: DocumentId,
+        id: DocumentId,
         version: Annotated[str | None, Query(max_length=200, description="An older version.")] = None,
     ) -> Response:
         """The raw file: 307 to a URL of short life where it lies in S3, its bytes where it is local. Always as an
         attachment."""
         if unknown := names(request.query_params, "version"):
             raise InvalidParameter(unknown[0], "unknown parameter; this call takes `version`")
-        found = await documents.raw(name, document_id, version or None)
+        found = await documents.raw(name, id, version or None)
         if isinstance(found, Presigned):
             return RedirectResponse(found.url, 307, headers=_SAFE)
         headers = _SAFE | {
@@ -84,23 +86,23 @@ def add(app: FastAPI, documents: DocumentService) -> None:
         return _FileResponse(found, headers)
 
     @app.get(
-        place + "/{document_id:path}", tags=["documents"], response_class=JsonResponse, responses=examples.DOCUMENT
+        place + "/{id:path}", tags=["documents"], response_class=JsonResponse, responses=examples.DOCUMENT
     )  # fmt: skip
     async def document(
-        request: Request, name: Collection, document_id: DocumentId, parameters: Annotated[DocumentQuery, Query()]
+        request: Request, name: Collection, id: DocumentId, parameters: Annotated[DocumentQuery, Query()]
     ) -> Response:
         """A document: its metadata, the first chunks of its text (`next_chunk` goes on), and its versions."""
         refuse_unknown_of(DocumentQuery, request)
-        return conditional(request, await documents.document(name, document_id, parameters))
+        return conditional(request, await documents.document(name, id, parameters))
 
     @app.delete(
-        place + "/{document_id:path}", tags=["documents"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
+        place + "/{id:path}", tags=["documents"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
         responses=examples.DELETED, status_code=202,
     )  # fmt: skip
-    async def delete(request: Request, name: Collection, document_id: DocumentId) -> Response:
+    async def delete(request: Request, name: Collection, id: DocumentId) -> Response:
         """Delete a document and its history. 202: it is durable in the log, and gone from searches in a moment
         (`Location`); 200: it was deleted already. The stored file stays: see `shoal erase`, which also proves."""
-        return job_response(request, await documents.delete(name, document_id), 200)
+        return job_response(request, await documents.delete(name, id), 200)
 
 
 class _FileResponse(StreamingResponse):

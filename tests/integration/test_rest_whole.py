@@ -1,4 +1,4 @@
-"""REST whole, against a running Shoal: a file is pushed, found, read, taken out raw and deleted; by the typed client."""
+"""REST whole, against a running Shoal: a file is pushed, found, read, taken out raw and deleted by the typed client."""
 
 from __future__ import annotations
 

@@ -34,6 +34,12 @@ def a_row(**fields: Any) -> dict[str, Any]:
     return {**row, **fields}
 
 
+async def push(http: Any, params: dict[str, str], content: Any, headers: dict[str, str] | None = None) -> Any:
+    return await http.post(
+        DOCUMENTS, params=params, content=content, headers={"Content-Type": "text/csv"} | (headers or {})
+    )
+
+
 @pytest.fixture
 def stored(stand: Any) -> Any:
     """A document whose raw file is `data` at `name` under an allowed directory."""
@@ -190,7 +196,7 @@ async def test_a_bucket_that_is_not_allowed_is_refused(stand: Any, client_of: An
 
 
 async def test_a_pushed_file_is_stored_and_announced_as_the_flow_reads_it(http: Any, stand: Any) -> None:
-    answer = await http.post(DOCUMENTS, params=PUSHED | AT, content=BYTES, headers={"Content-Type": "text/csv"})
+    answer = await push(http, PUSHED | AT, content=BYTES, headers={"Content-Type": "text/csv"})
     job = answer.json()
     assert (answer.status_code, job["status"]) == (202, "accepted")
     assert answer.headers["location"] == f"/api/v1/jobs/{job['job_id']}"
@@ -210,14 +216,14 @@ async def test_a_pushed_file_is_stored_and_announced_as_the_flow_reads_it(http: 
 
 async def test_the_same_push_sent_again_is_the_same_job(http: Any, stand: Any) -> None:
     headers = {"Idempotency-Key": "once"}
-    first = (await http.post(DOCUMENTS, params=PUSHED | AT, content=BYTES, headers=headers)).json()
-    again = (await http.post(DOCUMENTS, params=PUSHED | AT, content=BYTES, headers=headers)).json()
+    first = (await push(http, PUSHED | AT, content=BYTES, headers=headers)).json()
+    again = (await push(http, PUSHED | AT, content=BYTES, headers=headers)).json()
     assert first == again
     assert stand.log.sent[0] == stand.log.sent[1]
 
 
 async def test_an_idempotency_key_needs_the_version_named(http: Any, stand: Any) -> None:
-    answer = await http.post(DOCUMENTS, params=PUSHED, content=BYTES, headers={"Idempotency-Key": "once"})
+    answer = await push(http, PUSHED, content=BYTES, headers={"Idempotency-Key": "once"})
     assert (answer.status_code, answer.json()["parameter"]) == (422, "collected_at")
     assert stand.log.sent == []
 
@@ -239,16 +245,24 @@ async def test_an_idempotency_key_needs_the_version_named(http: Any, stand: Any)
 async def test_a_push_that_would_become_a_dead_letter_is_refused_at_once(
     http: Any, stand: Any, changed: dict[str, str], parameter: str
 ) -> None:
-    answer = await http.post(DOCUMENTS, params=PUSHED | changed, content=BYTES)
+    answer = await push(http, PUSHED | changed, content=BYTES)
     assert (answer.status_code, answer.json()["parameter"]) == (422, parameter)
     assert stand.log.sent == []
     assert not list(stand.settings.home.glob("objects/**/*.csv"))
 
 
 async def test_an_empty_file_and_a_form_are_refused(http: Any) -> None:
-    assert (await http.post(DOCUMENTS, params=PUSHED, content=b"")).json()["parameter"] == "body"
+    assert (await push(http, PUSHED, content=b"")).json()["parameter"] == "body"
     form = await http.post(DOCUMENTS, params=PUSHED, files={"file": b"x"})
-    assert (form.status_code, form.json()["parameter"]) == (422, "Content-Type")
+    assert (form.status_code, form.json()["type"]) == (415, "urn:shoal:problem:unsupported-media-type")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "text/plain", "Text/Plain;charset=utf-8", "application/x-www-form-urlencoded"]
+)
+async def test_a_page_in_a_browser_can_not_push_unasked(http: Any, stand: Any, content_type: str) -> None:
+    answer = await http.post(DOCUMENTS, params=PUSHED, content=BYTES, headers={"Content-Type": content_type})
+    assert (answer.status_code, stand.log.sent) == (415, [])
 
 
 async def test_a_push_may_be_larger_than_other_bodies_and_has_a_bound_of_its_own(
@@ -262,20 +276,20 @@ async def test_a_push_may_be_larger_than_other_bodies_and_has_a_bound_of_its_own
             yield b"a" * 100_000
 
     async with client_of(stand) as http:
-        assert (await http.post(DOCUMENTS, params=PUSHED, content=data)).status_code == 202
-        assert (await http.post(DOCUMENTS, params=PUSHED, content=pieces(31))).status_code == 413
+        assert (await push(http, PUSHED, content=data)).status_code == 202
+        assert (await push(http, PUSHED, content=pieces(31))).status_code == 413
         assert (await http.post("/api/v1/collections/scraper/search", content=b"a" * 11)).status_code == 413
     assert len(stand.log.sent) == 1
 
 
 async def test_a_log_that_is_down_takes_no_push(http: Any, stand: Any) -> None:
     stand.log.error = TransientError("Kafka is down", 3.0)
-    answer = await http.post(DOCUMENTS, params=PUSHED, content=BYTES)
+    answer = await push(http, PUSHED, content=BYTES)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "3")
 
 
 async def test_the_job_of_a_push_is_done_when_the_tables_have_that_version(http: Any, stand: Any) -> None:
-    job = (await http.post(DOCUMENTS, params=PUSHED | AT, content=BYTES)).json()
+    job = (await push(http, PUSHED | AT, content=BYTES)).json()
     place = f"/api/v1/jobs/{job['job_id']}"
     # 1. nothing is there yet
     assert (await http.get(place)).json()["status"] == "accepted"

@@ -18,9 +18,9 @@ CALLS = {
     ("get", "/api/v1/scrapes/{hash}"), ("get", "/api/v1/collections"), ("get", "/api/v1/collections/{name}"),
     ("put", "/api/v1/collections/{name}"), ("delete", "/api/v1/collections/{name}"),
     ("post", "/api/v1/collections/{name}/search"), ("get", "/api/v1/collections/{name}/index"),
-    ("post", "/api/v1/collections/{name}/documents"), ("get", "/api/v1/collections/{name}/documents/{document_id}"),
-    ("delete", "/api/v1/collections/{name}/documents/{document_id}"),
-    ("get", "/api/v1/collections/{name}/documents/{document_id}/raw"), ("post", "/api/v1/agents/context/similar-apis"),
+    ("post", "/api/v1/collections/{name}/documents"), ("get", "/api/v1/collections/{name}/documents/{id}"),
+    ("delete", "/api/v1/collections/{name}/documents/{id}"),
+    ("get", "/api/v1/collections/{name}/documents/{id}/raw"), ("post", "/api/v1/agents/context/similar-apis"),
     ("post", "/api/v1/agents/context/fix-patterns"), ("post", "/api/v1/agents/fixes"), ("get", "/api/v1/ingest"),
     ("get", "/api/v1/cost"), ("get", "/api/v1/jobs/{job_id}"), ("get", "/api/v1/dead-letters"),
     ("post", "/api/v1/dead-letters/replay"),
@@ -28,7 +28,7 @@ CALLS = {
 ELSEWHERE = {
     ("get", "/api/v1/cost"): "test_rest_cost.py: it needs a ledger",
     ("get", "/metrics"): "test_rest_frame.py: it is no JSON",
-    ("get", "/api/v1/collections/{name}/documents/{document_id}/raw"): "test_rest_documents.py: it is no JSON",
+    ("get", "/api/v1/collections/{name}/documents/{id}/raw"): "test_rest_documents.py: it is no JSON",
     ("put", "/api/v1/collections/{name}"): "501",
     ("delete", "/api/v1/collections/{name}"): "501",
 }
@@ -105,7 +105,11 @@ async def test_the_examples_of_a_call_are_what_it_takes_and_answers(
             query[parameter["name"]] = value
     sent: dict[str, Any] = {}
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        sent = {"json": content["example"]} if kind == "application/json" else {"content": content["example"]}
+        sent = (
+            {"json": content["example"]}
+            if kind == "application/json"
+            else {"content": content["example"], "headers": {"Content-Type": kind}}
+        )
     async with client_of(filled) as http:
         answer = await http.request(call[0].upper(), path, params=query, **sent)
     assert answer.is_success, answer.text
