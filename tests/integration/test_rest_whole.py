@@ -17,7 +17,7 @@ from shoal.errors import TransientError
 from tests.fixtures.stack import Stack
 
 BYTES = b"Time Stamp,Zone,Load (MW)\n01/20/2025 00:00,West,1350\n01/20/2025 01:00,West,1290\n"
-WAIT_S = 60.0
+WAIT_S = 90.0
 
 
 def until(what: Callable[[], Any], wait_s: float = WAIT_S) -> Any:
