@@ -50,6 +50,10 @@ class TransientError(ShoalError):
         return self.message
 
 
+class FullError(TransientError):
+    """As many wait for this as may: come back later."""
+
+
 class PermanentError(ShoalError):
     """The same call will fail the same way for ever."""
 

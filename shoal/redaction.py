@@ -106,3 +106,10 @@ def redact_text(text: str) -> str:
             kept += (text[place : name.end()], value[1] or "", REDACTED)
             place = value.end()
     return "".join((*kept, text[place:]))
+
+
+def printable(text: str) -> str:
+    """`text` with every character that a terminal would obey, or that hides, written as its code."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)

@@ -338,6 +338,13 @@ class Settings(BaseSettings):
     # --- serving ------------------------------------------------------------------------------
     http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")
     http_port: int = Field(8000, ge=1, le=65535, description="Port of REST and MCP.")
+    request_timeout_s: float = Field(
+        30.0, gt=0, le=300, description="A request to REST or MCP is answered in this time, unless it names another."
+    )
+    push_to: str = Field(
+        "", pattern=r"^(s3://[^/]+(/.*)?)?$",
+        description="Where files that are pushed over REST are put: s3://bucket/prefix. Empty: {data_dir}/objects.",
+    )  # fmt: skip
     serve_replicas_max: int = Field(2, ge=1, description="Upper bound of REST and of MCP replicas.")
     haproxy: Literal["auto", "off"] = Field("auto", description="HAProxy ingress where Ray ships it.")
     dashboard_port: int = Field(0, ge=0, le=65535, description="Port of the Ray dashboard; 0: no dashboard.")

@@ -1,5 +1,5 @@
-"""The typed Python client of a running Shoal."""
+"""The typed Python client of a running Shoal, synchronous and asynchronous."""
 
-from shoal.client.client import Shoal
+from shoal.client.client import AsyncShoal, Shoal
 
-__all__ = ["Shoal"]
+__all__ = ["AsyncShoal", "Shoal"]

@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from shoal.cluster.doctor import Finding
-from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, out, printable, say
+from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, out, say
 from shoal.cluster.status_view import health_of, render
+from shoal.redaction import printable
 
 
 def show_status(answer: Mapping[str, Any], form: Format) -> int:

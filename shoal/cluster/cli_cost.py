@@ -135,7 +135,7 @@ def _day(text: str, now: object) -> str:
     import re
     from datetime import datetime
 
-    from shoal.cluster.dead_letters import moment
+    from shoal.sources.dead_letter_choice import moment
 
     assert isinstance(now, datetime)
     if not re.fullmatch(r"\s*\d+[smhdw]\s*", text):
@@ -148,7 +148,8 @@ def _show(report: dict[str, Any], output: str) -> None:
     import csv
     import sys
 
-    from shoal.cluster.output import emit_json, emit_rows, printable, say
+    from shoal.cluster.output import emit_json, emit_rows, say
+    from shoal.redaction import printable
 
     rows, by, total = report["rows"], report["by"], report["total"]
     if output == "json":

@@ -9,8 +9,8 @@ import typer
 from shoal.cluster.cli_options import DataDir, Output, format_of, settings_with
 
 if TYPE_CHECKING:
-    from shoal.cluster.dead_letters import Selection
     from shoal.settings import Settings
+    from shoal.sources.dead_letter_choice import Selection
 
 dlq_app = typer.Typer(
     help="Dead letters: messages that could not be used. Look at them, mend the cause, replay.\n\n"

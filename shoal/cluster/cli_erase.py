@@ -36,8 +36,8 @@ def erase(
     all older states (as_of knows nothing from before), rewrites and, ten minutes later, cleans: docs/erasure.md.
     Exit code 1: something is still there; 4: not finished in time. Safe to repeat.
     """
-    from shoal.cluster.dead_letters import moment
     from shoal.cluster.erasing import erase as run
+    from shoal.sources.dead_letter_choice import moment
 
     form = format_of(output)
     code = run(

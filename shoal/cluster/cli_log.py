@@ -120,7 +120,7 @@ def backfill(
 def _moment(option: str, text: str) -> datetime | None:
     from datetime import UTC
 
-    from shoal.cluster.dead_letters import moment
+    from shoal.sources.dead_letter_choice import moment
 
     try:
         return moment(text, datetime.now(UTC))

@@ -30,8 +30,8 @@ def export(
     """
     from datetime import UTC, datetime
 
-    from shoal.cluster.dead_letters import moment
     from shoal.cluster.output import Format, emit_json, emit_rows, err, say
+    from shoal.sources.dead_letter_choice import moment
     from shoal.store.exporting import export as run
     from shoal.store.place import current
     from shoal.store.schemas import TableKind

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from shoal.redaction import printable
+
 CELL_CHARS_MAX = 120
 COLUMN_CHARS_MIN = 34  # up to here a column is shown whole
 _OBEYED = re.compile("[\x7f-\x9f]")  # control characters that JSON need not escape, and some terminals obey
@@ -79,13 +81,6 @@ def emit_pairs(pairs: Mapping[str, Any]) -> None:
     width = max((len(name) for name in pairs), default=0)
     for name, value in pairs.items():
         out.print(Text(f"{name:<{width}}  {cell(value, 400)}"))
-
-
-def printable(text: str) -> str:
-    """`text` with every character that a terminal would obey, or that hides, written as its code."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\u{ord(c):04x}" for c in text)
 
 
 def cell(value: Any, chars_max: int = CELL_CHARS_MAX) -> str:

@@ -14,8 +14,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shoal.cluster.output import Format, cell, emit_json, emit_rows, out, printable, say
+from shoal.cluster.output import Format, cell, emit_json, emit_rows, out, say
 from shoal.errors import ConfigurationError
+from shoal.redaction import printable
 
 Json = dict[str, Any]
 

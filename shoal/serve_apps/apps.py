@@ -20,6 +20,8 @@ from shoal.serve_apps.query_embedding import QueryEmbedder, embed_through
 from shoal.settings import Settings
 
 if TYPE_CHECKING:
+    from shoal.serve_apps.document_service import DocumentService
+    from shoal.serve_apps.request_frame import Limits
     from shoal.serve_apps.search_service import SearchService
 
 REST = "rest"
@@ -77,6 +79,23 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
     )
 
 
+def _documents(settings: Settings, service: SearchService) -> DocumentService:
+    from shoal.serve_apps.commands import Commands
+    from shoal.serve_apps.document_service import DocumentService
+    from shoal.serve_apps.pushing import Pusher
+    from shoal.serve_apps.raw_files import RawFiles
+    from shoal.sources.kafka import open_producer
+
+    commands = Commands(partial(open_producer, settings), settings.command_topic)
+    return DocumentService(service.index, service.lag, commands, RawFiles(settings), Pusher(settings))
+
+
+def _limits(settings: Settings) -> Limits:
+    from shoal.serve_apps.request_frame import Limits
+
+    return Limits(push_bytes=settings.object_bytes_max, timeout_s=settings.request_timeout_s)
+
+
 class Rest:
     """A replica of REST."""
 
@@ -86,9 +105,19 @@ class Rest:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from shoal.serve_apps.cost import Costs
+        from shoal.serve_apps.dead_letter_service import DeadLetters
         from shoal.serve_apps.rest import create_rest
 
-        return create_rest(_service(self._settings, self._embedder), stamps=False, costs=Costs(self._settings))
+        settings = self._settings
+        service = _service(settings, self._embedder)
+        return create_rest(
+            service,
+            stamps=False,
+            costs=Costs(settings),
+            documents=_documents(settings, service),
+            dead_letters=DeadLetters(settings),
+            limits=_limits(settings),
+        )
 
 
 class Mcp:
@@ -99,12 +128,12 @@ class Mcp:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from shoal.mcp.server import build_server
-        from shoal.serve_apps.problems import RequestFrame
+        from shoal.serve_apps.request_frame import RequestFrame
 
         embedder = serve.get_deployment_handle(EMBEDDER, app_name=REST)
         server = build_server(_service(self._settings, embedder))
         app = server.http_app(path="/", stateless_http=True, json_response=True)
-        return RequestFrame(RootSlash(app), stamps=False)
+        return RequestFrame(RootSlash(app), stamps=False, limits=_limits(self._settings))
 
 
 def rest_app(settings: Settings) -> Any:

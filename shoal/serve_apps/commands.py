@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
-from shoal.errors import ShoalError, TransientError
+from shoal.errors import FullError, ShoalError
 from shoal.sources.commands import command_message
 from shoal.sources.log_producer import LogProducer
 
@@ -38,14 +38,18 @@ class Commands:
         self, identity: str, kind: str, collection: str, body: Mapping[str, Any], *, actor: str, at: datetime
     ) -> None:
         """Returns when the command is durable in the log. Raises TransientError."""
-        if self._waiting >= WAITING_MAX:
-            raise TransientError("the log does not take commands right now", 5.0)
         message = command_message(
             self._topic, command_id=identity, kind=kind, collection=collection, body=body, actor=actor, at=at
         )
+        await self.announce(*message)
+
+    async def announce(self, topic: str, key: bytes | None, value: bytes | None) -> None:
+        """The same for a message of any kind: an announcement, a tombstone. Raises TransientError."""
+        if self._waiting >= WAITING_MAX:
+            raise FullError("the log does not take what is sent to it right now", 5.0)
         self._waiting += 1
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._send, *message)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._send, topic, key, value)
         finally:
             self._waiting -= 1
 

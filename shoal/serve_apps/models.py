@@ -31,6 +31,10 @@ class InvalidParameter(PermanentError):
         return f"{self.parameter}: {self.message}"
 
 
+class NotFound(PermanentError):
+    """What was named is not there."""
+
+
 def _no_control_characters(value: object) -> object:
     if isinstance(value, str) and re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", value):
         raise ValueError("contains control characters")

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from shoal.errors import ShoalError, TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
+from shoal.serve_apps.deadlines import left_s
 
 Embed = Callable[[str, str, str], Awaitable[Vector]]
 """(name of the collection's model, text, the collection that pays) -> unit vector of that model. May raise anything."""
@@ -52,7 +53,8 @@ class QueryVectors:
             task.add_done_callback(lambda done: self._finish(key, done))
         try:
             # Shielded: one caller's deadline or disconnect must not take the vector from the others.
-            return await asyncio.wait_for(asyncio.shield(task), self._deadline_s)
+            # Half of what the request has left at most: the answer by words needs the rest.
+            return await asyncio.wait_for(asyncio.shield(task), min(self._deadline_s, left_s() / 2))
         except TimeoutError:
             self.last_error = f"no answer within {self._deadline_s:g} s"
         except ShoalError as error:

@@ -102,6 +102,30 @@ class SearchService:
         self._defaults = defaults or Defaults()
         self._collections = CollectionSearches(index, vectors, self._lag, self._defaults, reranker)
 
+    @property
+    def index(self) -> Callable[[], Awaitable[Any]]:
+        """Hands out the open index, or raises TransientError; for the other services of this process."""
+        return self._index
+
+    @property
+    def lag(self) -> Lag:
+        """What is known of the lag."""
+        return self._lag
+
+    async def published(self) -> Any | None:
+        """What the supervisor last published; None where it can't be read."""
+        try:
+            return await asyncio.to_thread(self._read_status)
+        except ShoalError:
+            return None
+
+    async def catalogue(self) -> Catalogue:
+        """Every feed. Raises TransientError while the first look at them is under way."""
+        found = await (await self._index()).feeds()
+        if found is None:
+            raise TransientError("the datasets are being counted for the first time: ask again in a moment", 2.0)
+        return found
+
     async def scrapes_search(self, parameters: ScrapeSearch | Mapping[str, Any]) -> dict[str, Any]:
         """One page of documents: by filters alone, or with a query the documents of the best chunks."""
         started = time.perf_counter()

@@ -26,6 +26,20 @@ def read_file(path: PurePosixPath, roots: Sequence[Path], bytes_max: int) -> byt
     Raises BadDocument(LOCATION_REFUSED | OBJECT_MISSING | TOO_LARGE | ACCESS_REFUSED), TransientError where
     the disk or the process is unwell.
     """
+    descriptor, size = open_file(path, roots)
+    try:
+        if size > bytes_max:
+            raise _too_large(size, bytes_max)
+        return _read(descriptor, bytes_max)
+    except OSError as error:
+        raise _ours(error) from None
+    finally:
+        os.close(descriptor)
+
+
+def open_file(path: PurePosixPath, roots: Sequence[Path]) -> tuple[int, int]:
+    """(descriptor, size in bytes) of the regular file at `path`, opened to be read; the caller closes it. Raises as
+    `read_file` does."""
     if ".." in path.parts:
         raise BadDocument(DeadReason.LOCATION_REFUSED, "a file location has no '..'")
     try:
@@ -39,17 +53,13 @@ def read_file(path: PurePosixPath, roots: Sequence[Path], bytes_max: int) -> byt
         raise BadDocument(DeadReason.LOCATION_REFUSED, "the file is not under an allowed directory (allowed_roots)")
     try:
         descriptor = _open_beneath(root, real.relative_to(root).parts)
-        try:
-            about = os.fstat(descriptor)
-            if not stat.S_ISREG(about.st_mode):
-                raise BadDocument(DeadReason.LOCATION_REFUSED, "the location is not a regular file")
-            if about.st_size > bytes_max:
-                raise _too_large(about.st_size, bytes_max)
-            return _read(descriptor, bytes_max)
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise _ours(error) from None
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode):
+        os.close(descriptor)
+        raise BadDocument(DeadReason.LOCATION_REFUSED, "the location is not a regular file")
+    return descriptor, about.st_size
 
 
 def _open_beneath(root: Path, parts: Sequence[str]) -> int:

@@ -162,13 +162,18 @@ def _publish(description: Description, file: _Readable, shelf: _Shelf, sha256: s
 class Publisher:
     """Stores and describes single files, as `prepare` does, for a caller that chooses them itself."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._shelf = _shelf(settings, "")
+    def __init__(self, settings: Settings, to: str = "") -> None:
+        """`to`: as for `prepare`. Raises ConfigurationError."""
+        self._shelf = _shelf(settings, to)
 
     def publish(self, path: Path, description: Description) -> Prepared:
-        """Copy the file under {data_dir}/objects. Raises OSError, BadDocument."""
+        """Copy the file to where files go. Raises OSError, BadDocument."""
         with path.open("rb") as file:
-            return _publish(description, file, self._shelf, None)
+            return self.publish_file(file, description)
+
+    def publish_file(self, file: _Readable, description: Description) -> Prepared:
+        """The same of an open file, from where it stands."""
+        return _publish(description, file, self._shelf, None)
 
 
 def _walk(path: Path) -> Iterator[tuple[Path, str]]:

@@ -201,6 +201,21 @@ class S3Store:
         except (BotoCoreError, ClientError, HTTPError) as error:
             raise translated(error, bucket) from error
 
+    def presigned(
+        self, bucket: str, key: str, expires_s: int, *, version_id: str | None = None, disposition: str | None = None
+    ) -> str:
+        """A URL by which whoever has it may read the object for `expires_s`; asks nobody. Raises ConfigurationError."""
+        request: dict[str, Any] = {"Bucket": bucket, "Key": key}
+        if version_id is not None:
+            request["VersionId"] = version_id
+        if disposition is not None:
+            # The type is not the uploader's to say: a browser must not show what it gets as a page of that store.
+            request |= {"ResponseContentDisposition": disposition, "ResponseContentType": "application/octet-stream"}
+        try:
+            return str(self._client().generate_presigned_url("get_object", Params=request, ExpiresIn=expires_s))
+        except (BotoCoreError, ClientError) as error:
+            raise translated(error, bucket) from error
+
     def _client(self) -> Any:
         with self._lock:
             if self._made is None:

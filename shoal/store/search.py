@@ -27,6 +27,7 @@ from shoal.settings import Settings
 from shoal.store import advice, facets, scanning
 from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
 from shoal.store.cursors import CursorError, OffsetCursor, Pin, decode, encode, fingerprint, from_start, split_pin
+from shoal.store.documents import Documents
 from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
 from shoal.store.generations import active
@@ -72,6 +73,7 @@ class SearchIndex:
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._waiting = 0
         self._feeds = FeedReader(tables)
+        self.documents = Documents(tables, self._gate)
         self._recorder: QueryRecorder | None = None
         self._past: Past[SearchIndex] = Past(tables, self._of_the_past)
 

@@ -17,14 +17,14 @@ from confluent_kafka.admin import ConfigResource, ResourceType
 from typer.testing import CliRunner
 
 from shoal.cluster.cli import app
-from shoal.cluster.dead_letter_replay import Replayer
-from shoal.cluster.dead_letters import Choice, Selection, choose
 from shoal.cluster.embedded_broker import start_broker
 from shoal.errors import DeadReason
 from shoal.records import Failure, Outcome, Position
 from shoal.settings import Settings, load
+from shoal.sources.dead_letter_choice import Choice, Selection, choose
 from shoal.sources.dead_letter_log import open_dead_letters
 from shoal.sources.dead_letter_record import DeadLetter
+from shoal.sources.dead_letter_replaying import Replayer
 from shoal.sources.dead_letter_state import settled
 from shoal.sources.dead_letters import VALUE_BYTES_MAX, dead_letter
 from shoal.sources.kafka import TailReader, connection, consumer_config, ensure_topics, open_producer

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import inspect
 import pickle
 from typing import Any
 
 import httpx
 import pytest
 
-from shoal.client import Shoal
+from shoal.client import AsyncShoal, Shoal
+from shoal.client.calls import Calls
 from shoal.client.client import RefusedError
 from shoal.errors import TransientError
 
@@ -96,3 +98,78 @@ def test_similar_apis_and_fix_patterns_are_unwrapped() -> None:
     client = shoal(httpx.Response(200, json={"similar_apis": [{"a": 1}], "fix_patterns": [{"b": 2}]}))
     assert client.similar_apis({"endpoint": "/x"}) == [{"a": 1}]
     assert client.fix_patterns("s", "KeyError") == [{"b": 2}]
+
+
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "by_hash": ("a" * 64,), "similar_apis": ({"endpoint": "/load"},), "fix_patterns": ("s",),
+    "report_fix": ("s", "KeyError", "renamed", "worked"), "document": ("prod:a:b/c",), "raw": ("prod:a:b/c",),
+    "push": (b"x",), "delete": ("prod:a:b/c",), "job": ("j",),
+}  # fmt: skip
+NAMED: dict[str, dict[str, str]] = {"push": {"dataset": "a", "urn": "b", "data_source": "c", "data_type": "d"}}
+METHODS = sorted(name for name, _ in inspect.getmembers(Calls, inspect.isfunction) if not name.startswith("_"))
+LISTS = {"similar_apis": "similar_apis", "fix_patterns": "fix_patterns", "collections": "collections"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+async def test_both_clients_send_the_same_and_give_the_same(name: str) -> None:
+    seen: list[tuple[str, bytes, bytes, str | None]] = []
+    body = {LISTS[name]: [{"a": 1}]} if name in LISTS else {"a": 1}
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append((request.method, request.url.raw_path, request.content, request.headers.get("authorization")))
+        return httpx.Response(200, json=body)
+
+    arguments, named = ARGUMENTS.get(name, ()), NAMED.get(name, {})
+    with Shoal("http://shoal:8000", "sk-1", transport=httpx.MockTransport(handle)) as client:
+        given = getattr(client, name)(*arguments, **named)
+    async with AsyncShoal("http://shoal:8000", "sk-1", transport=httpx.MockTransport(handle)) as later:
+        assert await getattr(later, name)(*arguments, **named) == given
+    assert seen[0] == seen[1]
+    assert seen[0][3] == "Bearer sk-1"
+    assert given == ([{"a": 1}] if name in LISTS else b'{"a":1}' if name == "raw" else {"a": 1})
+
+
+async def test_pages_are_followed_in_an_event_loop_too() -> None:
+    def handle(request: httpx.Request) -> httpx.Response:
+        page = int(request.url.params.get("cursor", "0"))
+        return httpx.Response(200, json={"results": [page], "next_cursor": str(page + 1) if page < 2 else None})
+
+    async with AsyncShoal(transport=httpx.MockTransport(handle)) as client:
+        assert [result async for result in client.search_all("load")] == [0, 1, 2]
+
+
+async def test_errors_in_an_event_loop_are_the_same() -> None:
+    refused = httpx.MockTransport(lambda _: httpx.Response(422, json={"detail": "limit: too large"}))
+    async with AsyncShoal(transport=refused) as client:
+        with pytest.raises(RefusedError, match="limit: too large"):
+            await client.search(limit=9999)
+
+    def cut(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    async with AsyncShoal("http://shoal:8000", transport=httpx.MockTransport(cut)) as client:
+        with pytest.raises(TransientError, match="http://shoal:8000"):
+            await client.ingest()
+
+
+def test_a_key_is_not_sent_where_a_raw_file_is_fetched_from() -> None:
+    seen: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        if request.url.host == "shoal":
+            return httpx.Response(307, headers={"Location": "https://store.example/key?X-Amz-Signature=a"})
+        return httpx.Response(200, content=b"bytes")
+
+    with Shoal("http://shoal:8000", "sk-1", transport=httpx.MockTransport(handle)) as client:
+        assert client.raw("prod:a:b") == b"bytes"
+    assert [request.headers.get("authorization") for request in seen] == ["Bearer sk-1", None]
+
+
+def test_a_hostile_document_id_climbs_nowhere() -> None:
+    seen: list[httpx.Request] = []
+    client = shoal(httpx.Response(200, json={}), seen)
+    client.document("../../../ingest?x=1#y")
+    assert seen[0].url.raw_path.startswith(
+        b"/api/v1/collections/scraper/documents/%2E%2E/%2E%2E/%2E%2E/ingest%3Fx%3D1%23y?"
+    )

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from shoal.cluster import dead_letter_replay
 from shoal.cluster.cli import app
-from shoal.cluster.dead_letter_replay import Replayer
-from shoal.cluster.dead_letters import Choice, Selection, choose, moment, value_of
-from shoal.cluster.output import printable
 from shoal.errors import ConfigurationError, DeadReason, PermanentError
 from shoal.records import Failure, Outcome, Position
+from shoal.redaction import printable
 from shoal.settings import Settings, load
+from shoal.sources import dead_letter_replaying
+from shoal.sources.dead_letter_choice import Choice, Selection, choose, moment, value_of
 from shoal.sources.dead_letter_log import open_dead_letters
 from shoal.sources.dead_letter_record import DeadLetter
+from shoal.sources.dead_letter_replaying import Replayer
 from shoal.sources.dead_letter_state import settled
 from shoal.sources.dead_letters import VALUE_BYTES_MAX, dead_letter
 from shoal.sources.journal import Journal, JournalProducer
@@ -450,7 +450,7 @@ def test_who_waits_in_vain_gives_up(settings, journal, die):
 
 
 def test_batches_are_bounded_by_bytes_too(settings, journal, die, monkeypatch):
-    monkeypatch.setattr(dead_letter_replay, "BATCH_BYTES", 3_000)
+    monkeypatch.setattr(dead_letter_replaying, "BATCH_BYTES", 3_000)
     for _ in range(9):
         die(b"x" * 1_000)
     with open_dead_letters(settings) as log:

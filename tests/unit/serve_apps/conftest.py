@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,14 +16,25 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from shoal.errors import TransientError
-from shoal.records import Vector
+from shoal.errors import DeadReason, TransientError
+from shoal.records import Failure, Position, Vector
 from shoal.serve_apps.collection_search import Defaults
 from shoal.serve_apps.commands import Commands
+from shoal.serve_apps.dead_letter_service import DeadLetters
+from shoal.serve_apps.document_service import DocumentService
+from shoal.serve_apps.pushing import Pusher
 from shoal.serve_apps.query_vectors import QueryVectors
+from shoal.serve_apps.raw_files import RawFiles
+from shoal.serve_apps.request_frame import Limits
 from shoal.serve_apps.reranking import Reranker
 from shoal.serve_apps.rest import create_rest
 from shoal.serve_apps.search_service import SearchService
+from shoal.settings import Settings, load
+from shoal.sources.dead_letter_record import DeadLetter, read_back
+from shoal.sources.dead_letter_state import StateRecord
+from shoal.sources.dead_letters import dead_letter
+from shoal.sources.messages import RawMessage
+from shoal.store.documents import Facts
 from shoal.store.facets import Facets
 from shoal.store.feeds import Catalogue
 from shoal.store.reading import Freshness
@@ -58,7 +70,34 @@ def a_ranked_hit(text: str = "hourly load, MW") -> Hit:
 
 
 @dataclass
+class FakeDocuments:
+    """The documents of a collection, as the store tells of them."""
+
+    facts: Facts = field(default_factory=lambda: Facts("hash:4", 4, "float32"))
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    pieces: list[dict[str, Any]] = field(default_factory=list)
+    tombstones: dict[str, datetime] = field(default_factory=dict)
+
+    async def row(self, document_id: str, version: str | None = None) -> dict[str, Any] | None:
+        return next((row for row in self.rows if row["id"] == document_id and version in (None, row["version"])), None)
+
+    async def versions(self, document_id: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["id"] == document_id]
+
+    async def chunks(self, document_id: str, first: int, limit: int) -> list[dict[str, Any]]:
+        return [piece for piece in self.pieces if first <= piece["chunk_index"] < first + limit]
+
+    async def stored(self, sha256: str, of_id: str, version: str, digest: Any) -> dict[str, Any] | None:
+        found = (row for row in self.rows if row["sha256_hash"] == sha256 and row["version"] == version)
+        return next((row for row in found if digest(row["id"]) == of_id), None)
+
+    async def deleted_at(self, document_id: str) -> datetime | None:
+        return self.tombstones.get(document_id)
+
+
+@dataclass
 class FakeIndex:
+    documents: FakeDocuments = field(default_factory=FakeDocuments)
     model: str = "hash:4"
     hits: tuple[Hit, ...] = (a_hit(),)
     cursor: str | None = None
@@ -142,6 +181,7 @@ class FakeLog:
 
     sent: list[dict[str, Any]] = field(default_factory=list)
     keys: list[bytes | None] = field(default_factory=list)
+    topics: list[str] = field(default_factory=list)
     error: Exception | None = None
     opened: int = 0
     on_send: Any = None
@@ -153,7 +193,7 @@ class FakeLog:
     def send(
         self, topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]] = ()
     ) -> None:
-        assert topic == "commands"
+        self.topics.append(topic)
         self.keys.append(key)
         self.sent.append(orjson.loads(value or b"null"))
 
@@ -162,6 +202,47 @@ class FakeLog:
             raise self.error
         if self.on_send:
             self.on_send(self.sent[-1])
+
+
+@dataclass
+class FakeLetters:
+    """A log of dead letters."""
+
+    found: list[DeadLetter] = field(default_factory=list)
+    error: Exception | None = None
+    threads: set[str] = field(default_factory=set)
+
+    def letters(self) -> Iterator[DeadLetter]:
+        self.threads.add(threading.current_thread().name)
+        if self.error:
+            raise self.error
+        yield from self.found
+
+    def letter(self, id_: str, *, in_full: bool = False) -> DeadLetter | None:
+        return next((letter for letter in self.found if letter.id == id_), None)
+
+    def original(self, letter: DeadLetter) -> Any:
+        return None
+
+    def tail(self) -> Any:
+        raise NotImplementedError
+
+    def __enter__(self) -> FakeLetters:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def a_dead_letter(number: int, reason: DeadReason = DeadReason.OBJECT_MISSING, value: Any = None, **state: Any) -> Any:
+    """As it lies in the topic: of the notification `value`, that failed `number` minutes into a day."""
+    at = datetime(2025, 1, 20, 0, 0, tzinfo=UTC) + timedelta(minutes=number)
+    body = orjson.dumps(value if value is not None else {"dataset": "nyiso_load", "urn": f"{number}.json"})
+    raw = RawMessage(Position("c", "scraper-notifications", 0, number, 1_737_331_200_000), b"key", body, ())
+    topic, key, data, headers = dead_letter(raw, Failure(reason, "why", "fetch"), at)
+    dead = RawMessage(Position("c", topic, 0, number, 1_737_331_200_000), key, data, tuple(headers))
+    record = StateRecord(f"{topic}/0/{number}", **state) if state else None
+    return read_back(dead, record)
 
 
 @dataclass
@@ -176,6 +257,10 @@ class Stand:
     tables_error: Exception | None = None
     defaults: Defaults = field(default_factory=Defaults)
     reranker: Reranker | None = None
+    settings: Settings | None = None
+    letters: FakeLetters = field(default_factory=FakeLetters)
+    limits: Limits | None = None
+    dead_letters: DeadLetters | None = None
 
     def service(self) -> SearchService:
         async def open_index() -> FakeIndex:
@@ -206,15 +291,20 @@ class Stand:
         )
 
     def app(self) -> FastAPI:
-        return create_rest(self.service())
+        assert self.settings is not None
+        settings, service = self.settings, self.service()
+        commands = Commands(self.log.open, "commands")
+        documents = DocumentService(service.index, service.lag, commands, RawFiles(settings), Pusher(settings))
+        self.dead_letters = DeadLetters(settings, lambda _: self.letters, lambda _: self.log.open())
+        return create_rest(service, documents=documents, dead_letters=self.dead_letters, limits=self.limits)
 
     def no_tables(self) -> None:
         self.tables_error = TransientError("no tables yet", 1.0)
 
 
 @pytest.fixture
-def stand() -> Stand:
-    return Stand()
+def stand(tmp_path: Path) -> Stand:
+    return Stand(settings=load(data_dir=tmp_path))
 
 
 @pytest.fixture
@@ -227,3 +317,24 @@ async def http(stand: Stand) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def ranked() -> Any:
     return a_ranked_hit
+
+
+@pytest.fixture
+def letter() -> Any:
+    return a_dead_letter
+
+
+@pytest.fixture
+def client_of() -> Any:
+    """A client of a stand that a test has changed."""
+
+    def client(stand: Stand) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(stand.app(), raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://shoal")
+
+    return client
+
+
+@pytest.fixture
+def limits() -> Any:
+    return Limits

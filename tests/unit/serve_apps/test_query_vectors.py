@@ -8,6 +8,7 @@ import pytest
 
 from shoal.errors import BadDocument, DeadReason, TransientError
 from shoal.serve_apps import query_vectors
+from shoal.serve_apps.deadlines import running
 from shoal.serve_apps.index_provider import RETRY_S, IndexProvider
 from shoal.serve_apps.query_vectors import QueryVectors
 
@@ -131,3 +132,12 @@ async def test_the_index_is_opened_once_for_many_and_asked_again_only_after_a_wh
     missing, now = False, RETRY_S + 0.1
     assert await asyncio.gather(*(provider() for _ in range(5))) == [index] * 5
     assert opened == 2
+
+
+async def test_a_request_with_little_time_left_waits_half_of_it_at_most() -> None:
+    async def never(model: str, text: str) -> Any:
+        await asyncio.Event().wait()
+
+    vectors = QueryVectors(never, deadline_s=3600.0)
+    with running(0.05), pytest.raises(TransientError, match="does not answer"):
+        await vectors.of("hash:4", "load")
