@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from shoal import __version__
-from shoal.serve_apps import docs_page, examples, problems
+from shoal.serve_apps import docs_page, examples, problems, ui_page
 from shoal.serve_apps.cost import CostQuery, Costs
 from shoal.serve_apps.models import FixPatternsQuery, FixReport, InvalidParameter, ScrapeSearch
 from shoal.serve_apps.problems import JsonResponse, problem, request_id
@@ -45,6 +45,7 @@ def create_rest(service: SearchService, *, stamps: bool = True, costs: Costs | N
     )  # fmt: skip
     problems.install(app, stamps=stamps)
     docs_page.install(app)
+    ui_page.install(app)
     refuse_unknown = [Depends(_refuse_unknown)]
 
     @app.get("/", tags=["health"], response_class=JsonResponse, responses=examples.ROOT)
