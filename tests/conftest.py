@@ -6,20 +6,26 @@ are not seen. A real part that can't be had skips its tests with the reason, and
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from shoal.settings import Settings
+from tests.fixtures.browser import browser
+from tests.fixtures.browser import chromium as chromium_program
 from tests.fixtures.kafka_server import KafkaServer, kafka_jars
 from tests.fixtures.parts import PartUnavailable
 from tests.fixtures.s3_server import S3Server, s3_program
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # No property depends on how busy the machine is. All else stays as it was: in CI that is another profile.
 hypothesis_settings.register_profile(
@@ -33,7 +39,9 @@ LEAKY_PREFIXES = ("AWS_", "KAFKA_", "OPENAI_", "SHOAL_")
 LEAKY_NAMES = ("LANCEDB_PATH", "GO_BACKEND_URL", "RAY_ADDRESS")
 KEPT_PREFIX = "SHOAL_TEST_"  # for the tests themselves: SHOAL_TEST_DATA
 
-PARTS: dict[str, Callable[[], object]] = {"kafka_server": kafka_jars, "s3_server": s3_program}
+PARTS: dict[str, Callable[[], object]] = {
+    "kafka_server": kafka_jars, "s3_server": s3_program, "chromium": chromium_program,
+}  # fmt: skip
 INTEGRATION_DIR = Path(__file__).parent / "integration"
 
 
@@ -103,6 +111,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = _or_reason(lambda: S3Server(tmp_path_factory.mktemp("s3") / "server"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A real Chromium: take a context of your own."""
+    with contextlib.ExitStack() as stack:
+        yield _or_reason(lambda: stack.enter_context(browser()))
 
 
 def _or_reason(start: Callable[[], T]) -> T:

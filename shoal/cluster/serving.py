@@ -59,6 +59,7 @@ def describe(running: Running) -> None:
     broker = "embedded" if settings.is_embedded else settings.kafka_brokers
     say(f"Shoal is up after {running.started_s:.1f} s ({running.ingress}, {running.model}, broker {broker})")
     say(f"  REST   {running.url}/api/v1/scrapes/search?query=load+forecast")
+    say(f"  page   {running.url}/ui")
     say(f"  docs   {running.url}/docs")
     say(f"  MCP    {running.url}/mcp      claude mcp add --transport http shoal {running.url}/mcp")
     say(f"  tables {settings.tables_uri}")

@@ -24,6 +24,7 @@ from shoal.serve_apps import (
     routes_flow,
     routes_health,
     routes_scrapes,
+    ui_page,
 )
 from shoal.serve_apps.compression import Compressed
 from shoal.serve_apps.cost import Costs
@@ -65,6 +66,7 @@ def create_rest(
     metrics = Metrics()
     problems.install(app)
     docs_page.install(app)
+    ui_page.install(app)
     routes_health.add(app, service, metrics)
     routes_scrapes.add(app, service)
     if documents is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from shoal.errors import DeadReason, TransientError
-from shoal.records import Failure, Position, Vector
+from shoal.errors import TransientError
+from shoal.records import Vector
 from shoal.serve_apps.collection_search import Defaults
 from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.dead_letter_service import DeadLetters
@@ -30,15 +30,12 @@ from shoal.serve_apps.reranking import Reranker
 from shoal.serve_apps.rest import create_rest
 from shoal.serve_apps.search_service import SearchService
 from shoal.settings import Settings, load
-from shoal.sources.dead_letter_record import DeadLetter, read_back
-from shoal.sources.dead_letter_state import StateRecord
-from shoal.sources.dead_letters import dead_letter
-from shoal.sources.messages import RawMessage
 from shoal.store.documents import Facts
 from shoal.store.facets import Facets
 from shoal.store.feeds import Catalogue
 from shoal.store.reading import Freshness
 from shoal.store.requests import AsOf, Hit, SearchPage, SearchRequest
+from tests.fixtures.letters import FakeLetters, a_dead_letter
 
 HASH = "a" * 64
 COMMITTED = datetime(2025, 1, 20, 14, 30, 4, tzinfo=UTC)
@@ -202,47 +199,6 @@ class FakeLog:
             raise self.error
         if self.on_send:
             self.on_send(self.sent[-1])
-
-
-@dataclass
-class FakeLetters:
-    """A log of dead letters."""
-
-    found: list[DeadLetter] = field(default_factory=list)
-    error: Exception | None = None
-    threads: set[str] = field(default_factory=set)
-
-    def letters(self) -> Iterator[DeadLetter]:
-        self.threads.add(threading.current_thread().name)
-        if self.error:
-            raise self.error
-        yield from self.found
-
-    def letter(self, id_: str, *, in_full: bool = False) -> DeadLetter | None:
-        return next((letter for letter in self.found if letter.id == id_), None)
-
-    def original(self, letter: DeadLetter) -> Any:
-        return None
-
-    def tail(self) -> Any:
-        raise NotImplementedError
-
-    def __enter__(self) -> FakeLetters:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def a_dead_letter(number: int, reason: DeadReason = DeadReason.OBJECT_MISSING, value: Any = None, **state: Any) -> Any:
-    """As it lies in the topic: of the notification `value`, that failed `number` minutes into a day."""
-    at = datetime(2025, 1, 20, 0, 0, tzinfo=UTC) + timedelta(minutes=number)
-    body = orjson.dumps(value if value is not None else {"dataset": "nyiso_load", "urn": f"{number}.json"})
-    raw = RawMessage(Position("c", "scraper-notifications", 0, number, 1_737_331_200_000), b"key", body, ())
-    topic, key, data, headers = dead_letter(raw, Failure(reason, "why", "fetch"), at)
-    dead = RawMessage(Position("c", topic, 0, number, 1_737_331_200_000), key, data, tuple(headers))
-    record = StateRecord(f"{topic}/0/{number}", **state) if state else None
-    return read_back(dead, record)
 
 
 @dataclass
