@@ -332,6 +332,23 @@ class Settings(BaseSettings):
     object_store_bytes: int = Field(256 * MIB, ge=80 * MIB, description="Ray's shared memory on this node.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of Shoal's own log.")
 
+    # --- access -------------------------------------------------------------------------------
+    auth: Literal["auto", "required", "anyone_may_do_anything"] = Field(
+        "auto",
+        description="Who needs a key. auto: everybody, but callers on this machine while http_host is a loopback "
+        "address; required: they too; anyone_may_do_anything: nobody, whoever can reach the port.",
+    )
+    keys_file: Path | None = Field(
+        None, description="API keys in this file (a mounted secret, say) instead of {lancedb_path}/_shoal/keys.json."
+    )
+    keys_unreadable_s: float = Field(
+        60.0, ge=5.0, le=3600.0,
+        description="How long the last known keys stand while their file can't be read; then no key is taken.",
+    )  # fmt: skip
+    api_key: SecretStr | None = Field(
+        None, description="The key that Shoal's own commands send when they ask a running Shoal."
+    )
+
     @field_validator("kafka_topics", "allowed_buckets", "allowed_roots", mode="before")
     @classmethod
     def _comma_list(cls, value: Any) -> Any:
