@@ -1,9 +1,10 @@
 """API keys: what they look like, what is kept of them, and whether one is good. Pure: `now` and randomness are given.
 
 A key is `shoal_<id>_<secret>`: a public id, 256 random bits and a checksum, so that a typing error, or another
-service's key, is refused without a look-up, and scanners for leaked secrets know ours. Only its SHA-256 is kept. A slow, salted
-hash (as for passwords) would guard nothing here: it makes guessing costly where there is little to guess, and nobody
-guesses 256 bits; a fast one lets every request be checked. Whoever steals the file can neither use nor invert it.
+service's key, is refused without a look-up, and scanners for leaked secrets know ours. Only its SHA-256 is kept. A
+slow, salted hash (as for passwords) would guard nothing here: it makes guessing costly where there is little to guess,
+and nobody guesses 256 bits; a fast one lets every request be checked. Whoever steals the file can neither use nor
+invert it.
 
 A ring of keys answers for one moment: revoked, expired and unknown keys are refused alike, after the same work, by a
 comparison in constant time.

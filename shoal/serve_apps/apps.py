@@ -86,9 +86,13 @@ class Rest:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from shoal.serve_apps.cost import Costs
+        from shoal.serve_apps.guard import Gate
         from shoal.serve_apps.rest import create_rest
 
-        return create_rest(_service(self._settings, self._embedder), stamps=False, costs=Costs(self._settings))
+        return create_rest(
+            _service(self._settings, self._embedder), stamps=False, costs=Costs(self._settings),
+            gate=Gate.of(self._settings),
+        )  # fmt: skip
 
 
 class Mcp:
@@ -99,12 +103,13 @@ class Mcp:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from shoal.mcp.server import build_server
+        from shoal.serve_apps.guard import Gate, Guard
         from shoal.serve_apps.problems import RequestFrame
 
         embedder = serve.get_deployment_handle(EMBEDDER, app_name=REST)
         server = build_server(_service(self._settings, embedder))
         app = server.http_app(path="/", stateless_http=True, json_response=True)
-        return RequestFrame(RootSlash(app), stamps=False)
+        return RequestFrame(Guard(RootSlash(app), Gate.of(self._settings), "mcp"), stamps=False)
 
 
 def rest_app(settings: Settings) -> Any:

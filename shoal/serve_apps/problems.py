@@ -36,6 +36,8 @@ BODY_BYTES_MAX = 1024 * 1024
 
 _TITLES = {
     400: ("bad-request", "The request could not be read"),
+    401: ("unauthenticated", "Nobody known asks"),
+    403: ("forbidden", "This caller may not do this"),
     404: ("not-found", "There is nothing here"),
     405: ("method-not-allowed", "This path does not take this method"),
     413: ("too-large", "The body is too large"),

@@ -20,6 +20,7 @@ from starlette.responses import Response
 from shoal import __version__
 from shoal.serve_apps import docs_page, examples, problems
 from shoal.serve_apps.cost import CostQuery, Costs
+from shoal.serve_apps.guard import Gate, Guard
 from shoal.serve_apps.models import FixPatternsQuery, FixReport, InvalidParameter, ScrapeSearch
 from shoal.serve_apps.problems import JsonResponse, problem, request_id
 from shoal.serve_apps.search_service import SearchService
@@ -29,8 +30,11 @@ Search over the files that scrapers collected. Times are UTC, RFC 3339. Errors a
 `type` and a `detail` that says what to do. Lists page by an opaque `cursor`."""
 
 
-def create_rest(service: SearchService, *, stamps: bool = True, costs: Costs | None = None) -> FastAPI:
-    """The application over `service` and `costs`, which are closed with it. `stamps`: see RequestFrame."""
+def create_rest(
+    service: SearchService, *, stamps: bool = True, costs: Costs | None = None, gate: Gate | None = None
+) -> FastAPI:
+    """The application over `service` and `costs`, which are closed with it. `stamps`: see RequestFrame. `gate`: who may
+    do what; without one everybody may do everything."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -43,6 +47,8 @@ def create_rest(service: SearchService, *, stamps: bool = True, costs: Costs | N
         title="Shoal", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
         responses={"default": examples.PROBLEM},
     )  # fmt: skip
+    if gate is not None:
+        app.add_middleware(Guard, gate=gate)
     problems.install(app, stamps=stamps)
     docs_page.install(app)
     refuse_unknown = [Depends(_refuse_unknown)]

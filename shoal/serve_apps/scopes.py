@@ -8,7 +8,8 @@ claim alike: `read`, `write:scraper`, `admin`. Text that is not of it grants not
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
@@ -85,9 +86,14 @@ ANYONE = Caller("anonymous", "anonymous", "anonymous", (Grant(Scope.ADMIN),))
 _CALLER: ContextVar[Caller | None] = ContextVar("caller", default=None)
 
 
-def set_caller(caller: Caller) -> None:
-    """For the request that runs in this context."""
-    _CALLER.set(caller)
+@contextmanager
+def asking(who: Caller | None) -> Iterator[None]:
+    """`caller()` is `who` inside of it, in this task and those that it starts."""
+    token = _CALLER.set(who)
+    try:
+        yield
+    finally:
+        _CALLER.reset(token)
 
 
 def caller() -> Caller | None:

@@ -1,0 +1,264 @@
+"""The guard: the one ASGI middleware through which every request to REST and to MCP passes.
+
+In this order: who asks (a key, a token, or somebody on this machine), what is asked (access.py), whether that caller
+may. Refusals are problems (RFC 9457): 401 with `WWW-Authenticate` where nobody is known, 403 that names the missing
+scope, 404 for what is not in the table, and for a collection that this caller can't see. Behind it the caller is known
+to whoever wants to filter or to sign by it (`scopes.caller`).
+
+An MCP message is read here, bounded by the frame around us, and handed on as it was understood here, written anew: what
+is judged is what is done, whatever a second parser would make of repeated names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from shoal.errors import ShoalError
+from shoal.serve_apps.access import Call, mcp_call, methods_of, refusal, rest_call
+from shoal.serve_apps.key_store import KeyUse, KeyWatch, keys_place, use_place
+from shoal.serve_apps.problems import problem
+from shoal.serve_apps.reach import asks_from_here, is_loopback
+from shoal.serve_apps.scopes import ANYONE, Caller, asking
+from shoal.settings import Settings
+
+log = logging.getLogger("shoal.access")
+
+CREDENTIAL_CHARS_MAX = 8192
+"""Tokens of identity providers have some 1-2 thousand; parsers of servers allow about this for all headers."""
+
+RPC_UNKNOWN = -32601
+"""JSON-RPC 2.0: the method does not exist."""
+
+
+class Refused(Exception):
+    """The answer is `response`, and the application is not asked."""
+
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Who needs a key."""
+
+    auth: str = "auto"
+    is_local: bool = True  # bound to a loopback address, by our own start
+
+    @classmethod
+    def of(cls, settings: Settings) -> Policy:
+        # In a cluster that others started, Serve may be bound to anything, whatever our setting says.
+        return cls(settings.auth, is_loopback(settings.http_host) and not settings.ray_address)
+
+
+class Gate:
+    """Who asks, and whether they may. One per replica; `close` with it."""
+
+    def __init__(
+        self, policy: Policy, keys: KeyWatch, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
+        self._policy, self._keys, self._now = policy, keys, now
+
+    @classmethod
+    def of(cls, settings: Settings) -> Gate:
+        keys = KeyWatch(keys_place(settings), settings.keys_unreadable_s, use=KeyUse(use_place(settings)))
+        return cls(Policy.of(settings), keys)
+
+    async def caller(self, scope: Scope, headers: Headers) -> Caller:
+        """Who asks. Raises Refused."""
+        credential = _credential(headers)
+        if credential is None:
+            if self._policy.auth == "anyone_may_do_anything" or self._is_at_home(scope, headers):
+                return ANYONE
+            raise Refused(
+                self._unknown(scope, "Send an API key: `Authorization: Bearer shoal_...` or `X-API-Key: shoal_...`. "
+                              "Who runs this makes one by `shoal keys create`.")
+            )  # fmt: skip
+        now = self._now()
+        try:
+            found = (await self._keys.ring()).verify(credential, now)
+        except ShoalError as error:
+            raise Refused(problem(503, str(error), _id(scope), headers={"Retry-After": "2"})) from None
+        if found is None:
+            raise Refused(
+                self._unknown(scope, "This key is unknown, mistyped, expired or revoked.", error="invalid_token")
+            )
+        self._keys.used(found.id, now)
+        return found
+
+    def _is_at_home(self, scope: Scope, headers: Headers) -> bool:
+        if self._policy.auth != "auto" or not self._policy.is_local:
+            return False
+        client = scope.get("client")
+        return asks_from_here(client[0] if client else None, headers.get("host", ""), headers.keys())
+
+    def _unknown(self, scope: Scope, detail: str, error: str | None = None) -> Response:
+        return problem(401, detail, _id(scope), headers={"WWW-Authenticate": self.challenge(error)})
+
+    def challenge(self, error: str | None = None, missing: str | None = None) -> str:
+        """`WWW-Authenticate` (RFC 6750)."""
+        parts = ['realm="shoal"']
+        if error:
+            parts.append(f'error="{error}"')
+        if missing:
+            parts.append(f'scope="{missing}"')
+        return "Bearer " + ", ".join(parts)
+
+    def judge(self, scope: Scope, caller: Caller, call: Call, *, hides: bool) -> None:
+        """Raises Refused where `caller` may not. `hides`: what it can't see is 404, else 403 as all that it may not."""
+        refused = refusal(caller, call)
+        if refused is None:
+            return
+        log.info("refused %s to %s %s: %s", call.name, caller.kind, caller.id, refused.detail)
+        if refused.missing is None and hides:
+            raise Refused(problem(404, refused.detail, _id(scope)))
+        challenge = self.challenge("insufficient_scope", refused.missing)
+        raise Refused(
+            problem(403, refused.detail, _id(scope), headers={"WWW-Authenticate": challenge},
+                    missing_scope=refused.missing)
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self._keys.close()
+
+
+class Guard:
+    """The middleware; `speaks` is `rest` or `mcp`."""
+
+    def __init__(self, app: ASGIApp, gate: Gate, speaks: str = "rest") -> None:
+        self.app, self._gate, self._speaks = app, gate, speaks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        match scope["type"]:
+            case "http":
+                await self._http(scope, receive, send)
+            case "websocket":  # nobody here speaks it
+                await send({"type": "websocket.close", "code": 1008})
+            case "lifespan":
+                await self._lifespan(scope, receive, send)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._gate.close()
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        try:
+            caller, _, scope, receive = await self._admitted(scope, receive, headers)
+        except Refused as refused:
+            await refused.response(scope, receive, send)
+            return
+        with asking(caller):
+            await self.app(scope, receive, send)
+
+    async def _admitted(
+        self, scope: Scope, receive: Receive, headers: Headers
+    ) -> tuple[Caller | None, Call, Scope, Receive]:
+        """(who, what, and the request to hand on). Raises Refused."""
+        if self._speaks == "mcp":
+            # Who is not known is not read to the end.
+            caller = await self._gate.caller(scope, headers)
+            call, scope, receive = await _mcp(scope, receive)
+            self._gate.judge(scope, caller, call, hides=False)
+            return caller, call, scope, receive
+        found = rest_call(scope["method"], scope["path"])
+        if found is None:
+            raise Refused(_nothing_here(scope))
+        if found.need.scope is None:
+            return None, found, scope, receive
+        caller = await self._gate.caller(scope, headers)
+        self._gate.judge(scope, caller, found, hides=True)
+        return caller, found, scope, receive
+
+
+def _nothing_here(scope: Scope) -> Response:
+    if methods := methods_of(scope["path"]):
+        return problem(
+            405, "See /docs for what this service answers.", _id(scope), headers={"Allow": ", ".join(methods)}
+        )
+    return problem(404, "See /docs for what this service answers.", _id(scope))
+
+
+async def _mcp(scope: Scope, receive: Receive) -> tuple[Call, Scope, Receive]:
+    """The call of an MCP request, and the request as it was understood. Raises Refused."""
+    if scope["method"] != "POST":  # a stream or a session to end, of which there are none: the server says so
+        call = mcp_call({})
+        assert call is not None
+        return call, scope, receive
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise Refused(Response(status_code=400))  # gone before it had said what it wants
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            break
+    try:
+        asked = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise Refused(_rpc_error(None, -32700, "The body is not JSON.", 400)) from None
+    if isinstance(asked, list):
+        raise Refused(_rpc_error(None, -32600, "Send one message per request: batches are not taken.", 400))
+    if not isinstance(asked, dict):
+        raise Refused(_rpc_error(None, -32600, "A message is a JSON object.", 400))
+    found = mcp_call(asked)
+    if found is None:
+        raise Refused(_rpc_error(asked.get("id"), RPC_UNKNOWN, _unknown_name(asked), 200))
+    understood = orjson.dumps(asked)
+
+    given = False
+
+    async def replay() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": understood, "more_body": False}
+
+    headers = [line for line in scope["headers"] if line[0] not in (b"content-length", b"transfer-encoding")]
+    headers.append((b"content-length", str(len(understood)).encode()))
+    return found, {**scope, "headers": headers}, replay
+
+
+def _unknown_name(asked: dict[str, Any]) -> str:
+    parameters = asked.get("params")
+    if asked.get("method") == "tools/call":
+        name = parameters.get("name") if isinstance(parameters, dict) else None
+        return f"Unknown tool: {str(name)[:60]!r}. tools/list shows what there is."
+    return f"Unknown method: {str(asked.get('method'))[:60]!r}."
+
+
+def _rpc_error(identity: Any, code: int, text: str, status: int) -> Response:
+    known = identity if isinstance(identity, (str, int)) else None
+    body = {"jsonrpc": "2.0", "id": known, "error": {"code": code, "message": text}}
+    return Response(orjson.dumps(body), status, media_type="application/json")
+
+
+def _credential(headers: Headers) -> str | None:
+    """The key or token of a request; None where it has none. What is no credential at all is one that is wrong."""
+    said, keys = headers.getlist("authorization"), headers.getlist("x-api-key")
+    if len(said) > 1 or len(keys) > 1 or (said and keys and said[0].partition(" ")[2].strip() != keys[0].strip()):
+        return ""  # two answers to one question: none counts
+    if said:
+        scheme, _, credential = said[0].partition(" ")
+        found = credential.strip() if scheme.lower() == "bearer" else ""
+    elif keys:
+        found = keys[0].strip()
+    else:
+        return None
+    return found if len(found) <= CREDENTIAL_CHARS_MAX else ""
+
+
+def _id(scope: Scope) -> str:
+    return str(scope.get("state", {}).get("request_id", ""))
