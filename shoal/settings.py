@@ -323,7 +323,9 @@ class Settings(BaseSettings):
     )
 
     # --- serving ------------------------------------------------------------------------------
-    http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")
+    http_host: str = Field(
+        "127.0.0.1", description="Address of REST and MCP. Other than a loopback one, it needs API keys (`auth`)."
+    )
     http_port: int = Field(8000, ge=1, le=65535, description="Port of REST and MCP.")
     serve_replicas_max: int = Field(2, ge=1, description="Upper bound of REST and of MCP replicas.")
     haproxy: Literal["auto", "off"] = Field("auto", description="HAProxy ingress where Ray ships it.")

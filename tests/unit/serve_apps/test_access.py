@@ -1,4 +1,4 @@
-"""Authorization as a matrix: every call of REST and every tool of MCP, times every scope, on this and another collection.
+"""Authorization as a matrix: every call of REST and every tool of MCP, times every scope, on two collections.
 
 What each call needs is written here a second time, from the contract: the table of the service is held against it, and
 then the running application against both.
