@@ -347,6 +347,13 @@ class Settings(BaseSettings):
         60.0, ge=5.0, le=3600.0,
         description="How long the last known keys stand while their file can't be read; then no key is taken.",
     )  # fmt: skip
+    audit_days: float = Field(400.0, ge=1, le=36_500, description="How long the audit trail is kept.")
+    audit_read_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the reads that leave a line in it; changes and refusals always do."
+    )
+    audit_reads_bytes_max: int = Field(
+        256 * MIB, ge=MIB, description="Bytes of reads and refusals in it; the oldest go. Changes are not bounded so."
+    )
     api_key: SecretStr | None = Field(
         None, description="The key that Shoal's own commands send when they ask a running Shoal."
     )

@@ -249,6 +249,10 @@ from shoal.cluster.cli_keys import keys_app  # noqa: E402 - light: commands of t
 
 app.add_typer(keys_app, name="keys")
 
+from shoal.cluster.cli_audit import audit  # noqa: E402 - light: a command of its own
+
+app.command()(audit)
+
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")
 

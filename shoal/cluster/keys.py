@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 import secrets
 import sys
@@ -14,6 +16,7 @@ from shoal.serve_apps.api_keys import ApiKey, KeyRing, new_key
 from shoal.serve_apps.key_store import change_ring, keys_place, load_ring, read_use, use_place
 from shoal.serve_apps.scopes import Grant, read_grant
 from shoal.serve_apps.times import time_bound
+from shoal.serve_apps.trail import entry, record_now
 from shoal.settings import Settings
 
 _AGE = re.compile(r"(\d{1,6})([smhdw])")
@@ -53,6 +56,7 @@ def create_key(settings: Settings, name: str, scopes: list[str], expires: str, r
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
     place = keys_place(settings)
+    _record(settings, "keys create", kept)
     change_ring(place, lambda ring: _with(ring, kept, now))
     _show_once(kept, key, place.place, form)
 
@@ -77,6 +81,7 @@ def revoke_key(settings: Settings, wanted: str) -> None:
     now = datetime.now(UTC)
     ring, _ = load_ring(keys_place(settings))
     key = ring.get(wanted)
+    _record(settings, "keys revoke", key)
     change_ring(keys_place(settings), lambda ring: ring.revoking(key.id, now))
     say(f"key {key.id} ({key.name}) is revoked: every replica refuses it within 10 s")
 
@@ -94,6 +99,7 @@ def rotate_key(settings: Settings, wanted: str, overlap: str, form: Format) -> N
         old.name, old.grants, now, secrets.token_bytes, expires_at=None if lifetime is None else now + lifetime,
         replaces=old.id, rate_per_minute=old.rate_per_minute,
     )  # fmt: skip
+    _record(settings, "keys rotate", kept)
     change_ring(place, lambda ring: _with(ring, kept, now, ends=old.id, ends_at=now + stays))
     _show_once(kept, key, place.place, form)
     say(f"the old key {old.id} ends in {overlap}; `shoal keys revoke {old.id}` ends it at once")
@@ -105,6 +111,24 @@ def _with(ring: KeyRing, key: ApiKey, now: datetime, *, ends: str = "", ends_at:
         return ring
     longer = ring.adding(key, now)
     return longer.revoking(ends, ends_at) if ends_at is not None else longer
+
+
+def _record(settings: Settings, call: str, key: ApiKey) -> None:
+    """The line in the audit trail, before it is done. Raises TransientError."""
+    about = {"key": key.id, "name": key.name, "scopes": ", ".join(map(str, key.grants)), "replaces": key.replaces}
+    line = entry(
+        "change", datetime.now(UTC), via="cli", caller=_user(), caller_kind="operator", call=call,
+        about={name: value for name, value in about.items() if value},
+    )  # fmt: skip
+    record_now(settings, line)
+
+
+def _user() -> str:
+    """Whose process this is; in a container often nobody's name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def _show_once(kept: ApiKey, key: str, place: str, form: Format) -> None:

@@ -88,10 +88,11 @@ class Rest:
         from shoal.serve_apps.cost import Costs
         from shoal.serve_apps.guard import Gate
         from shoal.serve_apps.rest import create_rest
+        from shoal.serve_apps.trail_search import TrailSearch
 
         return create_rest(
             _service(self._settings, self._embedder), stamps=False, costs=Costs(self._settings),
-            gate=Gate.of(self._settings),
+            gate=Gate.of(self._settings), audit=TrailSearch(self._settings),
         )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 In this order: who asks (a key, a token, or somebody on this machine), what is asked (access.py), whether that caller
 may. Refusals are problems (RFC 9457): 401 with `WWW-Authenticate` where nobody is known, 403 that names the missing
 scope, 404 for what is not in the table, and for a collection that this caller can't see. Behind it the caller is known
-to whoever wants to filter or to sign by it (`scopes.caller`).
+to whoever wants to filter or to sign by it (`scopes.caller`). Each request leaves its line in the audit trail
+(trail.py), a change before it is begun.
 
 An MCP message is read here, bounded by the frame around us, and handed on as it was understood here, written anew: what
 is judged is what is done, whatever a second parser would make of repeated names.
@@ -11,7 +12,9 @@ is judged is what is done, whatever a second parser would make of repeated names
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -28,6 +31,8 @@ from shoal.serve_apps.key_store import KeyUse, KeyWatch, keys_place, use_place
 from shoal.serve_apps.problems import problem
 from shoal.serve_apps.reach import asks_from_here, is_loopback
 from shoal.serve_apps.scopes import ANYONE, Caller, asking
+from shoal.serve_apps.scopes import Scope as AccessScope
+from shoal.serve_apps.trail import Entry, Trail, entry
 from shoal.settings import Settings
 
 log = logging.getLogger("shoal.access")
@@ -64,14 +69,20 @@ class Gate:
     """Who asks, and whether they may. One per replica; `close` with it."""
 
     def __init__(
-        self, policy: Policy, keys: KeyWatch, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+        self,
+        policy: Policy,
+        keys: KeyWatch,
+        *,
+        trail: Trail | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._policy, self._keys, self._now = policy, keys, now
+        self.trail = trail
 
     @classmethod
     def of(cls, settings: Settings) -> Gate:
         keys = KeyWatch(keys_place(settings), settings.keys_unreadable_s, use=KeyUse(use_place(settings)))
-        return cls(Policy.of(settings), keys)
+        return cls(Policy.of(settings), keys, trail=Trail(settings))
 
     async def caller(self, scope: Scope, headers: Headers) -> Caller:
         """Who asks. Raises Refused."""
@@ -127,8 +138,72 @@ class Gate:
                     missing_scope=refused.missing)
         )  # fmt: skip
 
+    async def begin(self, scope: Scope, caller: Caller | None, call: Call, via: str) -> Entry | None:
+        """Leave the line of what is about to be done; what a change returns belongs to `end`. Raises Refused."""
+        if self.trail is None or caller is None:
+            return None
+        if call.need.scope == AccessScope.READ:
+            return None
+        line = self._line("change", scope, caller, call, via)
+        try:
+            await self.trail.change(line)
+        except ShoalError as error:
+            raise Refused(problem(503, str(error), _id(scope), headers={"Retry-After": "2"})) from None
+        return line
+
+    def end(
+        self, scope: Scope, caller: Caller | None, call: Call, via: str, change: Entry | None, answer: Answer
+    ) -> None:
+        """Leave the line of what was done."""
+        if self.trail is None or caller is None:
+            return
+        if change is not None:
+            self.trail.outcome(change, answer.status, answer.took_ms(), answer.job)
+        else:
+            line = self._line("read", scope, caller, call, via)
+            self.trail.read(line | {"status": answer.status, "ms": round(answer.took_ms(), 1)})
+
+    def refused(self, scope: Scope, caller: Caller | None, call: Call | None, via: str, status: int) -> None:
+        """Leave the line of somebody who was not let in."""
+        if self.trail is not None and status not in (400, 404, 405):
+            self.trail.refusal(self._line("refused", scope, caller, call, via) | {"status": status})
+
+    def _line(self, kind: str, scope: Scope, caller: Caller | None, call: Call | None, via: str) -> Entry:
+        client = scope.get("client")
+        return entry(
+            kind, self._now(), request_id=_id(scope), via=via, peer=client[0] if client else None,
+            caller=caller.id if caller else None, caller_name=caller.name if caller else None,
+            caller_kind=caller.kind if caller else None, call=call.name if call else None,
+            collection=call.collection if call else None, about=dict(call.about) if call else None,
+        )  # fmt: skip
+
     def close(self) -> None:
+        """Blocks until the last lines of the trail are written."""
         self._keys.close()
+        if self.trail is not None:
+            self.trail.close()
+
+
+class Answer:
+    """What went out: to be written down."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter()
+        self.job: str | None = None
+        self.status = 500  # until it begins: an application that breaks answers that
+
+    def took_ms(self) -> float:
+        return (time.perf_counter() - self._began) * 1000
+
+    def watched(self, send: Send) -> Send:
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+                location = Headers(raw=message.get("headers", [])).get("location", "")
+                self.job = location.rpartition("/jobs/")[2] or None if "/jobs/" in location else None
+            await send(message)
+
+        return sent
 
 
 class Guard:
@@ -150,36 +225,35 @@ class Guard:
         try:
             await self.app(scope, receive, send)
         finally:
-            self._gate.close()
+            await asyncio.to_thread(self._gate.close)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
+        gate, via, answer = self._gate, self._speaks, Answer()
+        caller: Caller | None = None
+        call: Call | None = None
         try:
-            caller, _, scope, receive = await self._admitted(scope, receive, headers)
+            if via == "mcp":
+                caller = await gate.caller(scope, headers)  # who is not known is not read to the end
+                call, scope, receive = await _mcp(scope, receive)
+            else:
+                call = rest_call(scope["method"], scope["path"])
+                if call is None:
+                    raise Refused(_nothing_here(scope))
+                if call.need.scope is not None:
+                    caller = await gate.caller(scope, headers)
+            if caller is not None:
+                gate.judge(scope, caller, call, hides=via == "rest")
+            change = await gate.begin(scope, caller, call, via)
         except Refused as refused:
+            gate.refused(scope, caller, call, via, refused.response.status_code)
             await refused.response(scope, receive, send)
             return
-        with asking(caller):
-            await self.app(scope, receive, send)
-
-    async def _admitted(
-        self, scope: Scope, receive: Receive, headers: Headers
-    ) -> tuple[Caller | None, Call, Scope, Receive]:
-        """(who, what, and the request to hand on). Raises Refused."""
-        if self._speaks == "mcp":
-            # Who is not known is not read to the end.
-            caller = await self._gate.caller(scope, headers)
-            call, scope, receive = await _mcp(scope, receive)
-            self._gate.judge(scope, caller, call, hides=False)
-            return caller, call, scope, receive
-        found = rest_call(scope["method"], scope["path"])
-        if found is None:
-            raise Refused(_nothing_here(scope))
-        if found.need.scope is None:
-            return None, found, scope, receive
-        caller = await self._gate.caller(scope, headers)
-        self._gate.judge(scope, caller, found, hides=True)
-        return caller, found, scope, receive
+        try:
+            with asking(caller):
+                await self.app(scope, receive, answer.watched(send))
+        finally:
+            gate.end(scope, caller, call, via, change, answer)
 
 
 def _nothing_here(scope: Scope) -> Response:

@@ -24,6 +24,7 @@ from shoal.serve_apps.guard import Gate, Guard
 from shoal.serve_apps.models import FixPatternsQuery, FixReport, InvalidParameter, ScrapeSearch
 from shoal.serve_apps.problems import JsonResponse, problem, request_id
 from shoal.serve_apps.search_service import SearchService
+from shoal.serve_apps.trail_search import AUDIT, AuditQuery, TrailSearch
 
 DESCRIPTION = """\
 Search over the files that scrapers collected. Times are UTC, RFC 3339. Errors are RFC 9457 problems with a stable
@@ -31,8 +32,9 @@ Search over the files that scrapers collected. Times are UTC, RFC 3339. Errors a
 
 
 def create_rest(
-    service: SearchService, *, stamps: bool = True, costs: Costs | None = None, gate: Gate | None = None
-) -> FastAPI:
+    service: SearchService, *, stamps: bool = True, costs: Costs | None = None, gate: Gate | None = None,
+    audit: TrailSearch | None = None,
+) -> FastAPI:  # fmt: skip
     """The application over `service` and `costs`, which are closed with it. `stamps`: see RequestFrame. `gate`: who may
     do what; without one everybody may do everything."""
 
@@ -42,6 +44,8 @@ def create_rest(
         service.close()
         if costs is not None:
             costs.close()
+        if audit is not None:
+            audit.close()
 
     app = FastAPI(
         title="Shoal", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
@@ -173,6 +177,16 @@ def create_rest(
         if costs is None:
             raise HTTPException(503, "This process keeps no ledger.")
         return JsonResponse(await costs.ask(parameters))
+
+    @app.get("/api/v1/audit", tags=["flow"], response_class=JsonResponse, responses=AUDIT)
+    async def audit_trail(request: Request, parameters: Annotated[AuditQuery, Query()]) -> Response:
+        """Who asked and who changed what, newest first: a request leaves a line within some seconds, a change before
+        it is begun. `complete` is false where more was written in that time than one question reads."""
+        if unknown := AuditQuery.unknown(request.query_params):
+            raise InvalidParameter(unknown[0], "unknown parameter; see /docs for those of this call")
+        if audit is None:
+            raise HTTPException(503, "This process keeps no audit trail.")
+        return JsonResponse(await audit.ask(parameters))
 
     @app.get("/api/v1/jobs/{job_id}", tags=["flow"], response_class=JsonResponse, dependencies=refuse_unknown)
     async def job(job_id: Annotated[str, Path(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]) -> Response:
