@@ -8,6 +8,7 @@ one `ConfigurationError` line that names the setting; secrets are `SecretStr` an
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -347,6 +348,17 @@ class Settings(BaseSettings):
         60.0, ge=5.0, le=3600.0,
         description="How long the last known keys stand while their file can't be read; then no key is taken.",
     )  # fmt: skip
+    rate_limit_per_minute: int = Field(
+        6000, ge=0, le=10_000_000,
+        description="Requests of one key per minute over all replicas: each gives a share of 1/serve_replicas_max. 0: "
+        "no limit. A key may have its own (`shoal keys create --rate`).",
+    )  # fmt: skip
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names that Shoal answers to, comma-separated (no ports), beside this machine's; empty: any."
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may call Shoal (CORS), comma-separated: https://app.example; empty: none."
+    )
     audit_days: float = Field(400.0, ge=1, le=36_500, description="How long the audit trail is kept.")
     audit_read_share: float = Field(
         1.0, ge=0, le=1, description="Share of the reads that leave a line in it; changes and refusals always do."
@@ -358,7 +370,17 @@ class Settings(BaseSettings):
         None, description="The key that Shoal's own commands send when they ask a running Shoal."
     )
 
-    @field_validator("kafka_topics", "allowed_buckets", "allowed_roots", mode="before")
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
+                raise ValueError(f"{origin[:60]!r} is no origin: https://app.example, without a path; * is not taken")
+        return value
+
+    @field_validator(
+        "kafka_topics", "allowed_buckets", "allowed_roots", "allowed_hosts", "allowed_origins", mode="before"
+    )
     @classmethod
     def _comma_list(cls, value: Any) -> Any:
         if isinstance(value, str):

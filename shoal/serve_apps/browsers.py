@@ -3,8 +3,8 @@
 Pure. CORS is closed: no page of another origin reads an answer, unless its origin is in the setting; `*` can't be. A
 request that carries an Origin is refused where it changes something or speaks MCP, unless that origin is our own (its
 host is the Host that was asked for) or in the setting: a browser sends one with every such request, other clients none.
-Where names are set (`allowed_hosts`), requests under any other are refused, which ends DNS rebinding for good; a service
-without keys on loopback asks that of its own accord (reach.py).
+Where names are set (`allowed_hosts`), requests under any other are refused, which ends DNS rebinding for good; a
+service without keys on loopback asks that of its own accord (reach.py).
 """
 
 from __future__ import annotations

@@ -21,14 +21,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shoal.errors import ShoalError
 from shoal.serve_apps.access import Call, mcp_call, methods_of, refusal, rest_call
+from shoal.serve_apps.browsers import ALWAYS, Browsers
 from shoal.serve_apps.key_store import KeyUse, KeyWatch, keys_place, use_place
 from shoal.serve_apps.problems import problem
+from shoal.serve_apps.rate_limit import RateLimiter, retry_after
 from shoal.serve_apps.reach import asks_from_here, is_loopback
 from shoal.serve_apps.scopes import ANYONE, Caller, asking
 from shoal.serve_apps.scopes import Scope as AccessScope
@@ -74,15 +76,23 @@ class Gate:
         keys: KeyWatch,
         *,
         trail: Trail | None = None,
+        browsers: Browsers | None = None,
+        limiter: RateLimiter | None = None,
+        clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._policy, self._keys, self._now = policy, keys, now
-        self.trail = trail
+        self.trail, self.browsers = trail, browsers or Browsers()
+        self._limiter, self._clock = limiter or RateLimiter(0), clock
 
     @classmethod
     def of(cls, settings: Settings) -> Gate:
         keys = KeyWatch(keys_place(settings), settings.keys_unreadable_s, use=KeyUse(use_place(settings)))
-        return cls(Policy.of(settings), keys, trail=Trail(settings))
+        return cls(
+            Policy.of(settings), keys, trail=Trail(settings),
+            browsers=Browsers.of(settings.allowed_origins, settings.allowed_hosts),
+            limiter=RateLimiter(settings.rate_limit_per_minute, 1 / settings.serve_replicas_max),
+        )  # fmt: skip
 
     async def caller(self, scope: Scope, headers: Headers) -> Caller:
         """Who asks. Raises Refused."""
@@ -138,11 +148,27 @@ class Gate:
                     missing_scope=refused.missing)
         )  # fmt: skip
 
+    def check_origin(self, scope: Scope, headers: Headers, *, is_delicate: bool) -> None:
+        """Raises Refused where a page, or a name, asks that may not."""
+        why = self.browsers.refuses(headers.get("origin"), headers.get("host", ""), is_delicate=is_delicate)
+        if why is not None:
+            raise Refused(problem(403, why, _id(scope), kind="origin-refused", title="Not from there"))
+
+    def check_rate(self, scope: Scope, caller: Caller) -> None:
+        """Raises Refused where `caller` asks too often. Who needs no key is not counted: it has the machine."""
+        if caller.kind == "anonymous":
+            return
+        wait_s = self._limiter.wait_s(caller.id, self._clock(), caller.rate_per_minute)
+        if wait_s > 0:
+            wait = retry_after(wait_s)
+            detail = f"This key asks more often than it may: try again in {wait} s."
+            raise Refused(problem(429, detail, _id(scope), headers={"Retry-After": wait}))
+
     async def begin(self, scope: Scope, caller: Caller | None, call: Call, via: str) -> Entry | None:
         """Leave the line of what is about to be done; what a change returns belongs to `end`. Raises Refused."""
         if self.trail is None or caller is None:
             return None
-        if call.need.scope == AccessScope.READ:
+        if call.need.scope == AccessScope.READ or call.name.startswith("GET "):  # an admin's look is a read too
             return None
         line = self._line("change", scope, caller, call, via)
         try:
@@ -165,7 +191,7 @@ class Gate:
 
     def refused(self, scope: Scope, caller: Caller | None, call: Call | None, via: str, status: int) -> None:
         """Leave the line of somebody who was not let in."""
-        if self.trail is not None and status not in (400, 404, 405):
+        if self.trail is not None and status not in (204, 400, 404, 405):
             self.trail.refusal(self._line("refused", scope, caller, call, via) | {"status": status})
 
     def _line(self, kind: str, scope: Scope, caller: Caller | None, call: Call | None, via: str) -> Entry:
@@ -230,9 +256,14 @@ class Guard:
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         gate, via, answer = self._gate, self._speaks, Answer()
+        send = _dressed(send, gate.browsers.headers(headers.get("origin")))
         caller: Caller | None = None
         call: Call | None = None
         try:
+            if scope["method"] == "OPTIONS":
+                raise Refused(_preflight(scope, headers, gate.browsers))
+            is_delicate = via == "mcp" or scope["method"] not in ("GET", "HEAD")
+            gate.check_origin(scope, headers, is_delicate=is_delicate)
             if via == "mcp":
                 caller = await gate.caller(scope, headers)  # who is not known is not read to the end
                 call, scope, receive = await _mcp(scope, receive)
@@ -243,6 +274,7 @@ class Guard:
                 if call.need.scope is not None:
                     caller = await gate.caller(scope, headers)
             if caller is not None:
+                gate.check_rate(scope, caller)
                 gate.judge(scope, caller, call, hides=via == "rest")
             change = await gate.begin(scope, caller, call, via)
         except Refused as refused:
@@ -254,6 +286,26 @@ class Guard:
                 await self.app(scope, receive, answer.watched(send))
         finally:
             gate.end(scope, caller, call, via, change, answer)
+
+
+def _dressed(send: Send, cors: dict[str, str]) -> Send:
+    """`send` that adds what browsers are told, where the answer does not say otherwise itself."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in (ALWAYS | cors).items():
+                headers.setdefault(name, value)
+        await send(message)
+
+    return sent
+
+
+def _preflight(scope: Scope, headers: Headers, browsers: Browsers) -> Response:
+    said = browsers.preflight(headers.get("origin")) if "access-control-request-method" in headers else None
+    if said is None:
+        return problem(403, "Pages of other origins are not let in.", _id(scope), kind="origin-refused")
+    return Response(status_code=204, headers=said)
 
 
 def _nothing_here(scope: Scope) -> Response:
