@@ -31,7 +31,7 @@ _SECRET_NAME = re.compile(
 _AMBIGUOUS_NAME = re.compile(r"^(?:key|code|sign|hash|appid|session)$")
 _PLAIN_VALUE = re.compile(r"[\w-]{1,7}")
 _SHAPES = (
-    r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?:AKIA|ASIA)[0-9A-Z]{16}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|xox[abp]-\S{10,}"
+    r"eyJ[\w-]{8,}\.[\w-]+\.[\w-]*|(?:AKIA|ASIA)[0-9A-Z]{16}|sk-[\w-]{16,}|shoal_[0-9a-z]{10}_[0-9A-Za-z]{49}|gh[pousr]_\w{20,}|xox[abp]-\S{10,}"
     r"|[Bb](?:earer|asic) \S{8,}"
 )
 _SECRET_VALUE = re.compile(

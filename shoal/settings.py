@@ -8,6 +8,7 @@ one `ConfigurationError` line that names the setting; secrets are `SecretStr` an
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -336,7 +337,9 @@ class Settings(BaseSettings):
     )
 
     # --- serving ------------------------------------------------------------------------------
-    http_host: str = Field("127.0.0.1", description="Address of REST and MCP.")
+    http_host: str = Field(
+        "127.0.0.1", description="Address of REST and MCP. Other than a loopback one, it needs API keys (`auth`)."
+    )
     http_port: int = Field(8000, ge=1, le=65535, description="Port of REST and MCP.")
     request_timeout_s: float = Field(
         30.0, gt=0, le=300, description="A request to REST or MCP is answered in this time, unless it names another."
@@ -352,7 +355,52 @@ class Settings(BaseSettings):
     object_store_bytes: int = Field(256 * MIB, ge=80 * MIB, description="Ray's shared memory on this node.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of Shoal's own log.")
 
-    @field_validator("kafka_topics", "allowed_buckets", "allowed_roots", mode="before")
+    # --- access -------------------------------------------------------------------------------
+    auth: Literal["auto", "required", "anyone_may_do_anything"] = Field(
+        "auto",
+        description="Who needs a key. auto: everybody, but callers on this machine while http_host is a loopback "
+        "address; required: they too; anyone_may_do_anything: nobody, whoever can reach the port.",
+    )
+    keys_file: Path | None = Field(
+        None, description="API keys in this file (a mounted secret, say) instead of {lancedb_path}/_shoal/keys.json."
+    )
+    keys_unreadable_s: float = Field(
+        60.0, ge=5.0, le=3600.0,
+        description="How long the last known keys stand while their file can't be read; then no key is taken.",
+    )  # fmt: skip
+    rate_limit_per_minute: int = Field(
+        6000, ge=0, le=10_000_000,
+        description="Requests of one key per minute over all replicas: each gives a share of 1/serve_replicas_max. 0: "
+        "no limit. A key may have its own (`shoal keys create --rate`).",
+    )  # fmt: skip
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Names that Shoal answers to, comma-separated (no ports), beside this machine's; empty: any."
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose pages may call Shoal (CORS), comma-separated: https://app.example; empty: none."
+    )
+    audit_days: float = Field(400.0, ge=1, le=36_500, description="How long the audit trail is kept.")
+    audit_read_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the reads that leave a line in it; changes and refusals always do."
+    )
+    audit_reads_bytes_max: int = Field(
+        256 * MIB, ge=MIB, description="Bytes of reads and refusals in it; the oldest go. Changes are not bounded so."
+    )
+    api_key: SecretStr | None = Field(
+        None, description="The key that Shoal's own commands send when they ask a running Shoal."
+    )
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[A-Za-z0-9.\-\[\]:]+", origin):
+                raise ValueError(f"{origin[:60]!r} is no origin: https://app.example, without a path; * is not taken")
+        return value
+
+    @field_validator(
+        "kafka_topics", "allowed_buckets", "allowed_roots", "allowed_hosts", "allowed_origins", mode="before"
+    )
     @classmethod
     def _comma_list(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -245,6 +245,14 @@ from shoal.cluster.cli_migrate import migrate_model  # noqa: E402 - light: a com
 
 app.command("migrate-model")(migrate_model)
 
+from shoal.cluster.cli_keys import keys_app  # noqa: E402 - light: commands of their own
+
+app.add_typer(keys_app, name="keys")
+
+from shoal.cluster.cli_audit import audit  # noqa: E402 - light: a command of its own
+
+app.command()(audit)
+
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")
 
@@ -252,11 +260,11 @@ app.add_typer(index_app, name="index")
 def _client(url: str) -> Shoal:
     from shoal.client import Shoal
 
+    settings = settings_with()
     if not url:
-        settings = settings_with()
         host = "127.0.0.1" if settings.http_host in ("0.0.0.0", "::") else settings.http_host  # noqa: S104
         url = f"http://{host}:{settings.http_port}"
-    return Shoal(url)
+    return Shoal(url, settings.api_key.get_secret_value() if settings.api_key else None)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import socket
 from pathlib import Path
 
@@ -46,13 +47,19 @@ def prepare(settings: Settings) -> str:
     """Set the environment for a local cluster; returns the ingress: `haproxy` or `proxy`."""
     chosen = dict(ALWAYS)
     if not settings.dashboard_port:
-        chosen["RAY_AUTH_MODE"] = "disabled"  # nothing listens that a token would guard
+        chosen |= {"RAY_AUTH_MODE": "disabled"} if settings.ray_address else _own_token()
     ingress = "haproxy" if settings.haproxy == "auto" and haproxy_available() else "proxy"
     if ingress == "haproxy":
         chosen |= HAPROXY | _haproxy_places(settings)
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
     return ingress
+
+
+def _own_token() -> dict[str, str]:
+    """A token of this service alone, known to the processes that it starts: Ray's own ports listen on every address of
+    the machine, and whoever gets through to one may run anything."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def haproxy_directory(settings: Settings) -> Path:

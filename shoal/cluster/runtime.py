@@ -23,6 +23,7 @@ from typing import IO
 
 from shoal.cluster import ray_environment
 from shoal.cluster.embedded_broker import BrokerHandle, start_broker
+from shoal.cluster.exposure import check_exposure
 from shoal.cluster.hosting import READY_S, Host, Plan
 from shoal.cluster.leftovers import end_leftovers
 from shoal.cluster.watching import GAP_S, Do, Watched
@@ -203,6 +204,7 @@ def start(settings: Settings, progress: Progress = lambda _: None) -> Running:
     """Bring the service up and wait until it answers."""
     began = time.monotonic()
     end_leftovers(settings)
+    check_exposure(settings)
     _check_port(settings)
     model, width = choose_model(settings)
     check_key(settings, model)

@@ -106,7 +106,9 @@ class Rest:
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from shoal.serve_apps.cost import Costs
         from shoal.serve_apps.dead_letter_service import DeadLetters
+        from shoal.serve_apps.guard import Gate
         from shoal.serve_apps.rest import create_rest
+        from shoal.serve_apps.trail_search import TrailSearch
 
         settings = self._settings
         service = _service(settings, self._embedder)
@@ -117,6 +119,8 @@ class Rest:
             documents=_documents(settings, service),
             dead_letters=DeadLetters(settings),
             limits=_limits(settings),
+            gate=Gate.of(settings),
+            audit=TrailSearch(settings),
         )
 
 
@@ -128,12 +132,14 @@ class Mcp:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from shoal.mcp.server import build_server
+        from shoal.serve_apps.guard import Gate, Guard
         from shoal.serve_apps.request_frame import RequestFrame
 
         embedder = serve.get_deployment_handle(EMBEDDER, app_name=REST)
         server = build_server(_service(self._settings, embedder))
         app = server.http_app(path="/", stateless_http=True, json_response=True)
-        return RequestFrame(RootSlash(app), stamps=False, limits=_limits(self._settings))
+        guarded = Guard(RootSlash(app), Gate.of(self._settings), "mcp")
+        return RequestFrame(guarded, stamps=False, limits=_limits(self._settings))
 
 
 def rest_app(settings: Settings) -> Any:

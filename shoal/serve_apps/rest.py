@@ -19,6 +19,7 @@ from shoal.serve_apps import (
     examples,
     problems,
     routes_agents,
+    routes_audit,
     routes_collections,
     routes_documents,
     routes_flow,
@@ -30,9 +31,11 @@ from shoal.serve_apps.compression import Compressed
 from shoal.serve_apps.cost import Costs
 from shoal.serve_apps.dead_letter_service import DeadLetters
 from shoal.serve_apps.document_service import DocumentService
+from shoal.serve_apps.guard import Gate, Guard
 from shoal.serve_apps.metrics_page import Metrics
 from shoal.serve_apps.request_frame import Limits, RequestFrame
 from shoal.serve_apps.search_service import SearchService
+from shoal.serve_apps.trail_search import TrailSearch
 
 DESCRIPTION = """\
 Search over the files that scrapers collected. Times are UTC, RFC 3339. Errors are RFC 9457 problems with a stable
@@ -48,14 +51,16 @@ def create_rest(
     documents: DocumentService | None = None,
     dead_letters: DeadLetters | None = None,
     limits: Limits | None = None,
+    gate: Gate | None = None,
+    audit: TrailSearch | None = None,
 ) -> FastAPI:
     """The application over the services, which are closed with it; without `documents` it has no calls for them.
-    `stamps`: see RequestFrame."""
+    `stamps`: see RequestFrame. `gate`: who may do what; without one everybody may do everything."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        for each in (service, costs, documents, dead_letters):
+        for each in (service, costs, documents, dead_letters, audit):
             if each is not None:
                 each.close()
 
@@ -74,6 +79,9 @@ def create_rest(
         routes_documents.add(app, documents)
     routes_agents.add(app, service)
     routes_flow.add(app, service, documents, costs, dead_letters)
+    routes_audit.add(app, audit)
+    if gate is not None:
+        app.add_middleware(Guard, gate=gate)
     app.add_middleware(Compressed)
     app.add_middleware(RequestFrame, stamps=stamps, limits=limits, observe=metrics.observe)
     examples.name_components(app)

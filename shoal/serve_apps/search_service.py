@@ -38,6 +38,7 @@ from shoal.serve_apps.models import (
 )
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.serve_apps.reranking import Reranker
+from shoal.serve_apps.scopes import attributed, is_visible
 from shoal.sources.commands import command_id
 from shoal.store.feeds import Catalogue
 from shoal.store.filters import And, Equals, Filter, Range
@@ -252,6 +253,7 @@ class SearchService:
         if idempotency_key is None and actor == "mcp":
             content = orjson.dumps([now.date(), body], option=orjson.OPT_SORT_KEYS)
             idempotency_key = hashlib.sha256(content).hexdigest()
+        actor = attributed(actor)
         identity = command_id(idempotency_key, actor=actor, kind="fix", collection=SCRAPER_COLLECTION)
         await self._commands.submit(identity, "fix", SCRAPER_COLLECTION, body, actor=actor, at=now)
         return await self._outcome(identity)
@@ -259,7 +261,7 @@ class SearchService:
     async def job(self, identity: str) -> dict[str, Any] | None:
         """The outcome of a command, or None while it is not known (not applied yet, or never sent)."""
         row = await (await self._index()).job(identity)
-        if row is None:
+        if row is None or not is_visible(str(row.get("collection") or SCRAPER_COLLECTION)):
             return None
         result = row.get("result")
         return {

@@ -33,10 +33,10 @@ UNFINISHED_PREFIX = ".writing-"
 def write_state(settings: Settings, name: str, value: Any) -> None:
     """Replace `name` by `value` as JSON. Raises TransientError where the store is unwell."""
     data = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)  # counters are keyed by our enumerations
-    bucket, key = _s3_place(settings, name)
+    bucket, key = s3_place(settings, name)
     if bucket is not None:
         try:
-            _client(settings.s3_endpoint_url).put_object(Bucket=bucket, Key=key, Body=data)
+            s3_client(settings.s3_endpoint_url).put_object(Bucket=bucket, Key=key, Body=data)
         except (BotoCoreError, ClientError) as error:
             raise TransientError(f"state file {name}: {error}") from None
         return
@@ -55,10 +55,10 @@ def write_state(settings: Settings, name: str, value: Any) -> None:
 
 def read_state(settings: Settings, name: str) -> Any | None:
     """The last value written, or None where there is none yet. Raises TransientError."""
-    bucket, key = _s3_place(settings, name)
+    bucket, key = s3_place(settings, name)
     if bucket is not None:
         try:
-            body = _client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key)["Body"].read()
+            body = s3_client(settings.s3_endpoint_url).get_object(Bucket=bucket, Key=key)["Body"].read()
         except ClientError as error:
             if error.response.get("Error", {}).get("Code") in ("NoSuchKey", "404"):
                 return None
@@ -79,7 +79,7 @@ def read_state(settings: Settings, name: str) -> Any | None:
 
 def list_states(settings: Settings, prefix: str) -> list[str]:
     """The names that begin with `prefix`, at most 1000. Raises TransientError."""
-    bucket, key = _s3_place(settings, prefix)
+    bucket, key = s3_place(settings, prefix)
     if bucket is None:
         try:
             names = os.listdir(Path(settings.tables_uri) / DIRECTORY)
@@ -87,7 +87,7 @@ def list_states(settings: Settings, prefix: str) -> list[str]:
             return []
         return sorted(name for name in names if name.startswith(prefix))[:1000]
     try:
-        found = _client(settings.s3_endpoint_url).list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", ())
+        found = s3_client(settings.s3_endpoint_url).list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", ())
     except (BotoCoreError, ClientError) as error:
         raise TransientError(f"state files {prefix}*: {error}") from None
     return [str(entry["Key"]).rpartition("/")[2] for entry in found]
@@ -95,12 +95,12 @@ def list_states(settings: Settings, prefix: str) -> list[str]:
 
 def remove_state(settings: Settings, name: str) -> None:
     """Remove `name`; nothing where it is gone already. Raises TransientError."""
-    bucket, key = _s3_place(settings, name)
+    bucket, key = s3_place(settings, name)
     if bucket is None:
         (Path(settings.tables_uri) / DIRECTORY / name).unlink(missing_ok=True)
         return
     try:
-        _client(settings.s3_endpoint_url).delete_object(Bucket=bucket, Key=key)
+        s3_client(settings.s3_endpoint_url).delete_object(Bucket=bucket, Key=key)
     except (BotoCoreError, ClientError) as error:
         raise TransientError(f"state file {name}: {error}") from None
 
@@ -108,7 +108,7 @@ def remove_state(settings: Settings, name: str) -> None:
 def remove_old_states(settings: Settings, prefix: str, before: datetime) -> int:
     """Remove those of `list_states` that were last written before `before`, by the storage's clock; how many. Raises
     TransientError, OSError."""
-    bucket, key = _s3_place(settings, prefix)
+    bucket, key = s3_place(settings, prefix)
     if bucket is None:
         written = {}
         for name in list_states(settings, prefix):
@@ -117,7 +117,7 @@ def remove_old_states(settings: Settings, prefix: str, before: datetime) -> int:
         old = [name for name, at_s in written.items() if at_s < before.timestamp()]
     else:
         try:
-            found = _client(settings.s3_endpoint_url).list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", ())
+            found = s3_client(settings.s3_endpoint_url).list_objects_v2(Bucket=bucket, Prefix=key).get("Contents", ())
         except (BotoCoreError, ClientError) as error:
             raise TransientError(f"state files {prefix}*: {error}") from None
         old = [str(entry["Key"]).rpartition("/")[2] for entry in found if entry["LastModified"] < before]
@@ -126,7 +126,7 @@ def remove_old_states(settings: Settings, prefix: str, before: datetime) -> int:
     return len(old)
 
 
-def _s3_place(settings: Settings, name: str) -> tuple[str | None, str]:
+def s3_place(settings: Settings, name: str) -> tuple[str | None, str]:
     uri = settings.tables_uri
     if not uri.startswith("s3://"):
         return None, ""
@@ -135,7 +135,7 @@ def _s3_place(settings: Settings, name: str) -> tuple[str | None, str]:
 
 
 @lru_cache(maxsize=4)
-def _client(endpoint_url: str | None) -> Any:
+def s3_client(endpoint_url: str | None) -> Any:
     # Short: whoever writes a state has other things to do, and does it again in seconds.
     config = Config(connect_timeout=3, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
     return boto3.client("s3", endpoint_url=endpoint_url, config=config)

@@ -1,0 +1,29 @@
+"""Whether Shoal may start where it is told to listen: nobody should find out later that it was open to the network."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from shoal.errors import ConfigurationError
+from shoal.serve_apps.guard import Policy
+from shoal.serve_apps.key_store import keys_place, load_ring
+from shoal.settings import Settings
+
+
+def check_exposure(settings: Settings) -> None:
+    """Raises ConfigurationError where others can reach it and nobody has a key; TransientError where that can't be
+    told."""
+    if Policy.of(settings).is_local or settings.auth == "anyone_may_do_anything":
+        return
+    place = keys_place(settings)
+    ring, _ = load_ring(place)
+    if ring.has_active(datetime.now(UTC)):
+        return
+    bound = (
+        f"http_host {settings.http_host}" if not settings.ray_address else "ray_address (its Serve may listen anywhere)"
+    )
+    raise ConfigurationError(
+        f"{bound} can be reached by others, and there is no active API key in {place.place}: make one (`shoal keys "
+        "create --name NAME --scope read`), or, if really anyone who can reach it may read, change and delete "
+        "everything, set SHOAL_AUTH=anyone_may_do_anything"
+    )
