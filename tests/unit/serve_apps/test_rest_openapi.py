@@ -22,6 +22,7 @@ CALLS = {
     ("delete", "/api/v1/collections/{name}/documents/{id}"),
     ("get", "/api/v1/collections/{name}/documents/{id}/raw"), ("post", "/api/v1/agents/context/similar-apis"),
     ("post", "/api/v1/agents/context/fix-patterns"), ("post", "/api/v1/agents/fixes"), ("get", "/api/v1/ingest"),
+    ("get", "/api/v1/audit"),
     ("get", "/api/v1/cost"), ("get", "/api/v1/jobs/{job_id}"), ("get", "/api/v1/dead-letters"),
     ("post", "/api/v1/dead-letters/replay"),
 }  # fmt: skip
