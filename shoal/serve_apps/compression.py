@@ -7,7 +7,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 BYTES_MIN = 2048  # a packet or two: below, the work is all there is to gain
-LEVEL = 4  # a page of 1,000 documents (1 MB) in some 15 ms; the default, 9, takes five times that for 3 % less
+LEVEL = 4  # 1,000 documents (1.2 MB): 14 ms on the loop, to 220 kB; level 9, the default, 100 ms, to 186 kB
 
 
 class Compressed:

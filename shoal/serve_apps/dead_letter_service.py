@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from shoal.errors import FullError, TransientError
 from shoal.serve_apps import list_cursors
@@ -50,9 +50,9 @@ class _Filters(Request):
 
     @field_validator("since", "until")
     @classmethod
-    def _time(cls, value: str | None) -> str | None:
+    def _time(cls, value: str | None, about: ValidationInfo) -> str | None:
         if value is not None:
-            time_bound(value, is_end=False)
+            time_bound(value, is_end=about.field_name == "until")  # the end of the last day there is, is none
         return value
 
     def selection(self, ids: tuple[str, ...] = (), *, handled: bool = False) -> Selection:

@@ -7,17 +7,18 @@ from typing import Any
 from fastapi import FastAPI
 
 from shoal.serve_apps import collection_models
-from shoal.serve_apps.dead_letter_service import DeadLetterReplay
 from shoal.serve_apps.models import FixPatternsQuery, FixReport
 
 Responses = dict[int | str, dict[str, Any]]
 
 
-def _json(example: Any, description: str = "As in the example.") -> dict[str, Any]:
+def json_answer(example: Any, description: str = "As in the example.") -> dict[str, Any]:
+    """An answer of JSON."""
     return {"description": description, "content": {"application/json": {"example": example}}}
 
 
-def _body(schema: dict[str, Any], example: Any, *, required: bool = True) -> dict[str, Any]:
+def json_body(schema: dict[str, Any], example: Any, *, required: bool = True) -> dict[str, Any]:
+    """A body of JSON."""
     content = {"application/json": {"schema": schema, "example": example}}
     return {"requestBody": {"required": required, "content": content}}
 
@@ -39,29 +40,14 @@ PROBLEM: dict[str, Any] = {
         }
     },
 }
-ALIVE: Responses = {200: _json({"status": "ok"})}
-_TEXT = {"schema": {"type": "string"}}
-METRICS: Responses = {
-    200: {
-        "description": "Prometheus' text format.",
-        "content": {"text/plain": _TEXT | {"example": "shoal_lag_records 3.0\n"}},
-    }
-}
-_KIND = {
-    "type": "urn:shoal:problem:not-found", "title": "There is nothing here", "status": 404,
-    "advice": "Look at the path and the id; /docs lists the calls.",
-}  # fmt: skip
-PROBLEM_KINDS: Responses = {200: _json({"problems": [_KIND]})}
-PROBLEM_KIND: Responses = {200: _json(_KIND), 404: PROBLEM}
-NOT_IMPLEMENTED: Responses = {501: PROBLEM}
-ROOT: Responses = {200: _json({"status": "ok", "service": "lancedb-query-api"})}
+ROOT: Responses = {200: json_answer({"status": "ok", "service": "lancedb-query-api"})}
 READY: Responses = {
-    200: _json({"status": "ready", "tables": "open", "embedder": "ok"}, "`ready`, or `degraded`."),
+    200: json_answer({"status": "ready", "tables": "open", "embedder": "ok"}, "`ready`, or `degraded`."),
     503: PROBLEM,
 }
 ID = "prod:nyiso_load_forecast:load_20250120_14.json"
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-_DOCUMENT = {
+DOCUMENT_ROW = {
     "id": ID,
     "urn": "load_20250120_14.json",
     "version": "20250120T143000Z",
@@ -74,7 +60,7 @@ _DOCUMENT = {
     "collected_at": "2025-01-20T14:30:00Z",
     "validation_status": "indexed",
 }
-_FRESHNESS = {
+FRESHNESS = {
     "indexed_through": "2025-01-20T14:30:04.120000Z",
     "wait_token": "412",
     "lag_records": 3,
@@ -94,21 +80,21 @@ _CHUNK = {
     "_distance": 0.34,
 }
 SEARCH: Responses = {
-    200: _json(
+    200: json_answer(
         {
-            "results": [{**_DOCUMENT, **_CHUNK}],
+            "results": [{**DOCUMENT_ROW, **_CHUNK}],
             "count": 1,
             "query_type": "vector",
             "next_cursor": None,
             "took_ms": 12.4,
             "indexed_through": "2025-01-20T14:30:04.120000Z",
-            "freshness": _FRESHNESS,
+            "freshness": FRESHNESS,
             "warnings": [],
         },
         "A page of documents; the chunk's fields only with `query`.",
     )
 }
-COLLECTION_SEARCH_BODY = _body(
+COLLECTION_SEARCH_BODY = json_body(
     collection_models.body_schema(),
     {
         "query": "hourly load forecast by zone",
@@ -120,11 +106,11 @@ COLLECTION_SEARCH_BODY = _body(
     required=False,
 )
 COLLECTION_SEARCH: Responses = {
-    200: _json(
+    200: json_answer(
         {
             "results": [
                 {
-                    "document": _DOCUMENT,
+                    "document": DOCUMENT_ROW,
                     "score": 0.83,
                     "distance": 0.34,
                     "chunks": [
@@ -146,7 +132,7 @@ COLLECTION_SEARCH: Responses = {
             "mode": "hybrid",
             "next_cursor": None,
             "took_ms": 14.1,
-            "freshness": _FRESHNESS,
+            "freshness": FRESHNESS,
             "warnings": [],
             "facets": {
                 "of": 412,
@@ -164,7 +150,7 @@ COLLECTION_SEARCH: Responses = {
     )
 }
 COLLECTION_INDEX: Responses = {
-    200: _json(
+    200: json_answer(
         {
             "collection": "scraper",
             "at": "2025-01-20T14:30:04Z",
@@ -192,19 +178,19 @@ COLLECTION_INDEX: Responses = {
             ],
             "build": None,
             "requests": {},
-            "freshness": _FRESHNESS | {"unindexed_rows": {"vector": 121, "keyword": 121, "schema": 12, "hash": 0}},
+            "freshness": FRESHNESS | {"unindexed_rows": {"vector": 121, "keyword": 121, "schema": 12, "hash": 0}},
             "warnings": [],
         },
         "`indexes` is empty, with a warning, while no writer has described them.",
     )
 }
 BY_HASH: Responses = {
-    200: _json(
-        {"exists": True, "data": _DOCUMENT, "count": 1, "freshness": _FRESHNESS | {"unindexed_rows": {"hash": 0}}},
+    200: json_answer(
+        {"exists": True, "data": DOCUMENT_ROW, "count": 1, "freshness": FRESHNESS | {"unindexed_rows": {"hash": 0}}},
         'Or `{"exists": false, "freshness": ...}`.',
     )
 }
-SPEC_BODY = _body(
+SPEC_BODY = json_body(
     {"type": "object", "additionalProperties": True},
     {
         "endpoint": "https://example.org/api/v2/load?zone=WEST",
@@ -214,7 +200,7 @@ SPEC_BODY = _body(
     },
 )
 SIMILAR: Responses = {
-    200: _json(
+    200: json_answer(
         {
             "similar_apis": [
                 {
@@ -224,10 +210,10 @@ SIMILAR: Responses = {
                     "rate_limit": None,
                     "similarity_score": 0.87,
                     "content_summary": "NYISO hourly load forecast by zone, MW ...",
-                    "id": _DOCUMENT["id"],
+                    "id": DOCUMENT_ROW["id"],
                 }
             ],
-            "freshness": _FRESHNESS | {"unindexed_rows": {"schema": 12}},
+            "freshness": FRESHNESS | {"unindexed_rows": {"schema": 12}},
             "warnings": [],
         }
     )
@@ -240,16 +226,16 @@ _FIX = {
     "diff": "-row['forecast']\n+row['load_forecast']",
     "outcome": "worked",
 }
-FIX_BODY = _body(FixReport.model_json_schema(), _FIX)
+FIX_BODY = json_body(FixReport.model_json_schema(), _FIX)
 FIX_PATTERNS_REQUEST: dict[str, Any] = {
-    **_body(FixPatternsQuery.model_json_schema(), {"scraper_name": "nyiso_load_forecast"}, required=False),
+    **json_body(FixPatternsQuery.model_json_schema(), {"scraper_name": "nyiso_load_forecast"}, required=False),
     "parameters": [
         {"name": name, "in": "query", "required": False, "schema": schema, "description": "Or in the body, which wins."}
         for name, schema in FixPatternsQuery.model_json_schema()["properties"].items()
     ],
 }
 FIX_PATTERNS: Responses = {
-    200: _json(
+    200: json_answer(
         {
             "fix_patterns": [
                 {
@@ -258,17 +244,17 @@ FIX_PATTERNS: Responses = {
                     "context": {"dataset": "nyiso_load_forecast", "data_source": "NYISO"},
                 }
             ],
-            "freshness": _FRESHNESS | {"unindexed_rows": {"error": None}},
+            "freshness": FRESHNESS | {"unindexed_rows": {"error": None}},
             "warnings": [],
         }
     )
 }
 FIX_REPORTED: Responses = {
-    201: _json({"job_id": "0190c6e2", "status": "done", "wait_token": "412"}, "In the tables."),
-    202: _json({"job_id": "0190c6e2", "status": "accepted"}, "Durable in the log; `Location` says where to ask."),
+    201: json_answer({"job_id": "0190c6e2", "status": "done", "wait_token": "412"}, "In the tables."),
+    202: json_answer({"job_id": "0190c6e2", "status": "accepted"}, "Durable in the log; `Location` says where to ask."),
 }
 INGEST: Responses = {
-    200: _json(
+    200: json_answer(
         {
             "health": "degraded",
             "reasons": [
@@ -342,7 +328,7 @@ _SPENT = {
     "unpriced_tokens": 0,
 }  # fmt: skip
 COST: Responses = {
-    200: _json(
+    200: json_answer(
         {
             "by": ["source", "dataset"],
             "since": "2025-01-20",
@@ -364,187 +350,6 @@ COST: Responses = {
         "Tokens are exact; `usd` leaves out `unpriced_tokens`, and is null where nothing of a row has a price.",
     ),
     422: PROBLEM,
-}
-
-
-DATASETS: Responses = {
-    200: _json(
-        {
-            "datasets": [
-                {
-                    "environment": "prod",
-                    "dataset": "nyiso_load_forecast",
-                    "data_source": "NYISO",
-                    "documents": 8760,
-                    "versions": 8790,
-                    "formats": {"JSON": 8790},
-                    "first_seen_at": "2024-01-20T14:30:02Z",
-                    "last_seen_at": "2025-01-20T09:30:02Z",
-                    "last_collected_at": "2025-01-20T09:30:00Z",
-                    "silent_s": 18002.0,
-                    "expected_every_s": 3600.0,
-                    "overdue_after_s": 10800.0,
-                    "overdue": True,
-                }
-            ],
-            "total": 212,
-            "overdue": 1,
-            "at": "2025-01-20T14:29:30Z",
-            "next_cursor": "WyJkYXRhc2V0cyIsInByb2QiLCJueWlzb19sb2FkX2ZvcmVjYXN0Il0",
-        },
-        "A page by environment and dataset; null is what is not known (yet).",
-    ),
-    304: {"description": "As the ETag in If-None-Match says."},
-}
-_COLLECTION = {
-    "name": "scraper",
-    "embedding_model": "openai:text-embedding-3-small",
-    "width": 1536,
-    "vector_dtype": "float32",
-    "documents": 80211,
-    "chunks": 301442,
-    "freshness": _FRESHNESS,
-}
-COLLECTIONS: Responses = {200: _json({"collections": [_COLLECTION], "next_cursor": None})}
-COLLECTION: Responses = {200: _json(_COLLECTION), 404: PROBLEM}
-_VERSION = {
-    "version": "20250120T143000Z",
-    "sha256_hash": SHA256,
-    "collected_at": "2025-01-20T14:30:00Z",
-    "superseded_at": None,
-    "validation_status": "indexed",
-    "file_size_bytes": 48211,
-    "s3_path": _DOCUMENT["s3_path"],
-    "indexed_at": "2025-01-20T14:30:04Z",
-}
-DOCUMENT: Responses = {
-    200: _json(
-        {
-            "document": _DOCUMENT,
-            "chunks": [
-                {
-                    "id": f"{ID}#0",
-                    "chunk_index": 0,
-                    "api_endpoint": "https://example.org/api/load",
-                    "text": "NYISO hourly load forecast by zone, MW ...",
-                }
-            ],
-            "next_chunk": None,
-            "versions": [_VERSION],
-            "freshness": _FRESHNESS,
-        },
-        "Of an older version no chunks.",
-    ),
-    404: PROBLEM,
-}
-RAW: Responses = {
-    200: {
-        "description": "The bytes of a local file, as an attachment.",
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    },
-    307: {"description": "`Location` is a presigned URL that works for a minute."},
-    403: PROBLEM,
-    404: PROBLEM,
-    410: PROBLEM,
-}
-PUSH_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/octet-stream": {
-                "schema": {"type": "string", "format": "binary"},
-                "example": "Time Stamp,Zone,Load (MW)\n01/20/2025 00:00,West,1350\n",
-            }
-        },
-    }
-}
-_PUSH_ID = f"push-20250120T143000Z-{SHA256}-5f1d7a84db00d2fc"
-PUSHED: Responses = {
-    202: _json(
-        {
-            "job_id": _PUSH_ID,
-            "status": "accepted",
-            "kind": "push",
-            "error": None,
-            "document_id": ID,
-            "version": "20250120T143000Z",
-            "sha256_hash": SHA256,
-            "size_bytes": 54,
-        },
-        "Stored and announced; `Location` says where to ask.",
-    )
-}
-_DELETION = {
-    "job_id": "delete-1737383400000-cHJvZDpueWlzb19sb2FkOmxvYWQuanNvbg",
-    "status": "accepted",
-    "kind": "delete",
-    "error": None,
-}
-DELETED: Responses = {
-    200: _json(_DELETION | {"status": "done"}, "It was deleted already."),
-    202: _json(_DELETION, "Durable in the log; `Location` says where to ask."),
-    404: PROBLEM,
-}
-JOB: Responses = {
-    200: _json(
-        {
-            "job_id": "0190c6e2-7a52-7c3e-8d54-3f1f0a7be5c1",
-            "status": "done",
-            "kind": "fix",
-            "error": None,
-            "result": {"id": "0190c6e2-7a52-7c3e-8d54-3f1f0a7be5c1", "merged_into": None},
-            "applied_at": "2025-01-20T14:30:04Z",
-            "wait_token": "412",
-        },
-        "accepted, done or failed.",
-    ),
-    404: PROBLEM,
-}
-DEAD_LETTERS: Responses = {
-    200: _json(
-        {
-            "dead_letters": [
-                {
-                    "id": "scraper-notifications_dlq/0/17",
-                    "topic": "scraper-notifications",
-                    "partition": 0,
-                    "offset": 88120,
-                    "failed_at": "2025-01-20T14:30:04.000Z",
-                    "reason": "object_missing",
-                    "stage": "fetch",
-                    "message": "S3 s3://scrapes: NoSuchKey",
-                    "retry_count": 0,
-                    "replays": 0,
-                    "state": "open",
-                    "replay_of": None,
-                    "key": ID,
-                    "value_bytes": 512,
-                    "stub": False,
-                }
-            ],
-            "matching": 1,
-            "handled_left_out": {"succeeded": 3},
-            "next_cursor": None,
-        },
-        "The newest first. With `id`: `headers` and `value` beside it.",
-    )
-}
-REPLAY_BODY = _body(
-    DeadLetterReplay.model_json_schema(), {"reason": "object_missing", "since": "2025-01-20", "limit": 100}
-)
-REPLAYED: Responses = {
-    202: _json(
-        {
-            "replayed": 12,
-            "would_be_replayed": 0,
-            "replayed_too_often": 0,
-            "not_replayable": [],
-            "handled_left_out": {"replayed": 1},
-            "missing": [],
-            "is_complete": True,
-        },
-        "Sent. `is_complete` false: there are more, ask again.",
-    )
 }
 
 

@@ -51,12 +51,12 @@ class QueryVectors:
                 raise TransientError(f"the query embedder has {PENDING_MAX} questions waiting", 2.0)
             task = self._pending[key] = asyncio.ensure_future(self._ask(key, collection))
             task.add_done_callback(lambda done: self._finish(key, done))
+        wait_s = min(self._deadline_s, left_s() / 2)  # the answer by words needs the rest of the request's time
         try:
             # Shielded: one caller's deadline or disconnect must not take the vector from the others.
-            # Half of what the request has left at most: the answer by words needs the rest.
-            return await asyncio.wait_for(asyncio.shield(task), min(self._deadline_s, left_s() / 2))
+            return await asyncio.wait_for(asyncio.shield(task), wait_s)
         except TimeoutError:
-            self.last_error = f"no answer within {self._deadline_s:g} s"
+            self.last_error = f"no answer within {wait_s:g} s"
         except ShoalError as error:
             self.last_error = str(error)
             raise

@@ -174,7 +174,10 @@ class RequestFrame:
         route = getattr(scope.get("route"), "path", None) or "unmatched"
         self._observe(Answered(method, route, status, took_s))
         of_trace = f" trace {trace.trace_id} span {trace.span_id}" if trace else ""
-        access.info("%s %s %d in %.1f ms, request %s%s", method, route, status, 1000 * took_s, identity, of_trace)
+        # Replicas show warnings only: a line for each request that was answered well would be most of their log.
+        level = logging.WARNING if status >= 500 and status != 501 else logging.INFO
+        text = "%s %s %d in %.1f ms, request %s%s"
+        access.log(level, text, method, route, status, 1000 * took_s, identity, of_trace)
 
 
 class _Refused(Exception):

@@ -6,7 +6,7 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from shoal.serve_apps import examples
+from shoal.serve_apps import examples, examples_documents
 from shoal.serve_apps.conditional import conditional
 from shoal.serve_apps.document_service import DocumentService
 from shoal.serve_apps.problems import JsonResponse, problem, request_id
@@ -24,7 +24,7 @@ def add(app: FastAPI, service: SearchService, documents: DocumentService) -> Non
 
     @app.get(
         "/api/v1/collections", tags=["collections"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.COLLECTIONS,
+        responses=examples_documents.COLLECTIONS,
     )  # fmt: skip
     async def collections(request: Request) -> Response:
         """Every collection: its embedding model, and how much is in it."""
@@ -34,7 +34,7 @@ def add(app: FastAPI, service: SearchService, documents: DocumentService) -> Non
 
     @app.get(
         "/api/v1/collections/{name}", tags=["collections"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.COLLECTION,
+        responses=examples_documents.COLLECTION,
     )  # fmt: skip
     async def collection(request: Request, name: Collection) -> Response:
         """One collection."""
@@ -42,7 +42,7 @@ def add(app: FastAPI, service: SearchService, documents: DocumentService) -> Non
 
     @app.put(
         "/api/v1/collections/{name}", tags=["collections"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.NOT_IMPLEMENTED, status_code=501,
+        responses=examples_documents.NOT_IMPLEMENTED, status_code=501,
     )  # fmt: skip
     async def create_collection(request: Request, name: Collection) -> Response:
         """Not there yet: answers 501 and says what there is instead."""
@@ -50,7 +50,7 @@ def add(app: FastAPI, service: SearchService, documents: DocumentService) -> Non
 
     @app.delete(
         "/api/v1/collections/{name}", tags=["collections"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.NOT_IMPLEMENTED, status_code=501,
+        responses=examples_documents.NOT_IMPLEMENTED, status_code=501,
     )  # fmt: skip
     async def drop_collection(request: Request, name: Collection) -> Response:
         """Not there yet: answers 501 and says what there is instead."""

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from shoal.serve_apps import examples
+from shoal.serve_apps import examples, examples_documents
 from shoal.serve_apps.conditional import conditional
 from shoal.serve_apps.document_service import DocumentQuery, DocumentService
 from shoal.serve_apps.models import InvalidParameter
@@ -40,8 +40,8 @@ def add(app: FastAPI, documents: DocumentService) -> None:
     place = "/api/v1/collections/{name}/documents"
 
     @app.post(
-        place, tags=["documents"], response_class=JsonResponse, responses=examples.PUSHED,
-        openapi_extra=examples.PUSH_BODY, status_code=202,
+        place, tags=["documents"], response_class=JsonResponse, responses=examples_documents.PUSHED,
+        openapi_extra=examples_documents.PUSH_BODY, status_code=202,
     )  # fmt: skip
     async def push(
         request: Request,
@@ -64,7 +64,7 @@ def add(app: FastAPI, documents: DocumentService) -> None:
         return job_response(request, job, 202)
 
     @app.get(
-        place + "/{id:path}/raw", tags=["documents"], response_class=Response, responses=examples.RAW
+        place + "/{id:path}/raw", tags=["documents"], response_class=Response, responses=examples_documents.RAW
     )  # fmt: skip
     async def raw(
         request: Request,
@@ -86,7 +86,7 @@ def add(app: FastAPI, documents: DocumentService) -> None:
         return _FileResponse(found, headers)
 
     @app.get(
-        place + "/{id:path}", tags=["documents"], response_class=JsonResponse, responses=examples.DOCUMENT
+        place + "/{id:path}", tags=["documents"], response_class=JsonResponse, responses=examples_documents.DOCUMENT
     )  # fmt: skip
     async def document(
         request: Request, name: Collection, id: DocumentId, parameters: Annotated[DocumentQuery, Query()]
@@ -97,7 +97,7 @@ def add(app: FastAPI, documents: DocumentService) -> None:
 
     @app.delete(
         place + "/{id:path}", tags=["documents"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.DELETED, status_code=202,
+        responses=examples_documents.DELETED, status_code=202,
     )  # fmt: skip
     async def delete(request: Request, name: Collection, id: DocumentId) -> Response:
         """Delete a document and its history. 202: it is durable in the log, and gone from searches in a moment

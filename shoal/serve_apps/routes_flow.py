@@ -8,7 +8,7 @@ from fastapi import FastAPI, Path, Query, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from shoal.serve_apps import examples
+from shoal.serve_apps import examples, examples_flow
 from shoal.serve_apps.cost import CostQuery, Costs
 from shoal.serve_apps.dead_letter_service import DeadLetterQuery, DeadLetterReplay, DeadLetters
 from shoal.serve_apps.document_service import DocumentService
@@ -44,7 +44,7 @@ def add(
 
     @app.get(
         "/api/v1/jobs/{job_id}", tags=["flow"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.JOB,
+        responses=examples_flow.JOB,
     )  # fmt: skip
     async def job(
         job_id: Annotated[
@@ -60,7 +60,7 @@ def add(
         return JsonResponse(found)
 
     @app.get(
-        "/api/v1/dead-letters", tags=["flow"], response_class=JsonResponse, responses=examples.DEAD_LETTERS
+        "/api/v1/dead-letters", tags=["flow"], response_class=JsonResponse, responses=examples_flow.DEAD_LETTERS
     )  # fmt: skip
     async def letters(request: Request, parameters: Annotated[DeadLetterQuery, Query()]) -> Response:
         """Messages that could not be used and why, the newest first; those that are handled only with `handled`. With
@@ -70,7 +70,7 @@ def add(
 
     @app.post(
         "/api/v1/dead-letters/replay", tags=["flow"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.REPLAYED, openapi_extra=examples.REPLAY_BODY, status_code=202,
+        responses=examples_flow.REPLAYED, openapi_extra=examples_flow.REPLAY_BODY, status_code=202,
     )  # fmt: skip
     async def replay(request: Request) -> Response:
         """Send messages to their topics again, as they were; mend the cause first. Durable when it answers; what became

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Path, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from shoal.serve_apps import examples
+from shoal.serve_apps import examples, examples_flow
 from shoal.serve_apps.metrics_page import CONTENT_TYPE, Metrics
 from shoal.serve_apps.problems import KINDS, JsonResponse, Kind, problem, request_id
 from shoal.serve_apps.routing import NO_PARAMETERS
@@ -25,7 +25,7 @@ def add(app: FastAPI, service: SearchService, metrics: Metrics) -> None:
         """Says who is here; probed by what is deployed."""
         return JsonResponse({"status": "ok", "service": "lancedb-query-api"})
 
-    @app.get("/healthz", tags=["health"], response_class=JsonResponse, responses=examples.ALIVE)
+    @app.get("/healthz", tags=["health"], response_class=JsonResponse, responses=examples_flow.ALIVE)
     async def healthz() -> Response:
         """The process answers."""
         return JsonResponse({"status": "ok"})
@@ -38,7 +38,7 @@ def add(app: FastAPI, service: SearchService, metrics: Metrics) -> None:
             return problem(503, state["tables"], request_id(request), kind="starting", headers={"Retry-After": "1"})
         return JsonResponse(state)
 
-    @app.get("/metrics", tags=["health"], response_class=Response, responses=examples.METRICS)
+    @app.get("/metrics", tags=["health"], response_class=Response, responses=examples_flow.METRICS)
     async def measured() -> Response:
         """Prometheus' text format: requests of the replica that answers (label `replica`), and the flow as the
         supervisor last published it."""
@@ -48,7 +48,7 @@ def add(app: FastAPI, service: SearchService, metrics: Metrics) -> None:
 
     @app.get(
         "/problems", tags=["health"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.PROBLEM_KINDS,
+        responses=examples_flow.PROBLEM_KINDS,
     )  # fmt: skip
     async def problem_kinds() -> Response:
         """Every kind of problem that calls answer with."""
@@ -56,7 +56,7 @@ def add(app: FastAPI, service: SearchService, metrics: Metrics) -> None:
 
     @app.get(
         "/problems/{name}", tags=["health"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
-        responses=examples.PROBLEM_KIND,
+        responses=examples_flow.PROBLEM_KIND,
     )  # fmt: skip
     async def problem_kind(
         name: Annotated[str, Path(max_length=100, description="The end of a problem's type.", examples=["not-found"])],

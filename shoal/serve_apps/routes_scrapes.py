@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import FastAPI, Path, Query, Request
 from starlette.responses import Response
 
-from shoal.serve_apps import catalogue, examples
+from shoal.serve_apps import catalogue, examples, examples_documents
 from shoal.serve_apps.catalogue import DatasetsQuery
 from shoal.serve_apps.conditional import conditional
 from shoal.serve_apps.models import ScrapeSearch
@@ -26,7 +26,9 @@ def add(app: FastAPI, service: SearchService) -> None:
         body = await service.scrapes_search(parameters)
         return JsonResponse(ignored(body, ScrapeSearch.unknown(request.query_params)))
 
-    @app.get("/api/v1/scrapes/datasets", tags=["scrapes"], response_class=JsonResponse, responses=examples.DATASETS)
+    @app.get(
+        "/api/v1/scrapes/datasets", tags=["scrapes"], response_class=JsonResponse, responses=examples_documents.DATASETS
+    )
     async def datasets(request: Request, parameters: Annotated[DatasetsQuery, Query()]) -> Response:
         """The catalogue: of each dataset how much there is, in which formats, when it was first and last seen, how
         often it should come (by its own history) and whether it is overdue. At most about a minute old (`at`)."""

@@ -175,7 +175,9 @@ async def test_what_is_no_trace_is_none(http: Any, wrong: str) -> None:
     assert "traceparent" not in (await http.get("/healthz", headers={"traceparent": wrong})).headers
 
 
-async def test_a_request_that_takes_longer_than_it_may_is_answered_504(http: Any, stand: Any) -> None:
+async def test_a_request_that_takes_longer_than_it_may_is_answered_504(
+    http: Any, stand: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def never(_: str) -> Any:
         await asyncio.Event().wait()
 
@@ -183,6 +185,9 @@ async def test_a_request_that_takes_longer_than_it_may_is_answered_504(http: Any
     answer = await http.get(f"/api/v1/scrapes/{'a' * 64}", headers={"X-Request-Timeout": "0.05"})
     assert (answer.status_code, answer.json()["type"]) == (504, "urn:shoal:problem:timeout")
     assert answer.headers["content-type"] == "application/problem+json"
+    (line,) = [record for record in caplog.records if "access" in record.name]
+    assert line.levelname == "WARNING"
+    assert answer.headers["x-request-id"] in line.getMessage()
 
 
 @pytest.mark.parametrize("wrong", ["soon", "0", "-1", "nan", "inf", "301", "1" * 400])

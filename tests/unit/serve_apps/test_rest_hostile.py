@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -14,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
+from shoal.serve_apps import examples
 from shoal.serve_apps.problems import KINDS
+from shoal.store.feeds import Catalogue, Feed
 from tests.unit.serve_apps.test_rest_openapi import operations
 
 END_S = 60.0  # a hang, not a measure: machines may be slow
@@ -52,11 +54,20 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture
-def hostile(stand: Any, letter: Any, tmp_path: Path) -> Any:
+def hostile(stand: Any, letter: Any) -> Any:
+    """An application that has something behind every call, so that what is sent gets as far as it can."""
+    now = datetime.now(UTC)
     stand.letters.found = [letter(0)]
-    stand.index.documents.rows = [
-        {"id": "prod:a:b", "version": "", "superseded_at": None, "s3_path": "file:///etc/passwd"}
-    ]
+    outside = {"id": "prod:a:b", "version": "", "superseded_at": None, "s3_path": "file:///etc/passwd"}
+    row = {
+        "id": examples.ID, "version": "20250120T143000Z", "sha256_hash": examples.SHA256, "superseded_at": None,
+        "chunk_count": 1, "s3_path": None,
+    }  # fmt: skip
+    stand.index.documents.rows, stand.index.rows = [outside, row], [row]
+    stand.index.documents.pieces = [{"chunk_index": 0, "content_summary": "text"}]
+    stand.index.catalogue = Catalogue(now, (Feed("prod", "a", None, 1, 1, {}, now, None, now, None, None),))
+    stand.index.fixed = [{"scraper_name": "nyiso_load_forecast", "error_type": "KeyError"}]
+    stand.status = {"at": now.isoformat(), "health": "ok"}
     return stand.app()
 
 
@@ -124,27 +135,74 @@ def _dumped(value: Any) -> bytes:
         return str(value).encode("utf-8", "replace")
 
 
+def check(method: str, answer: tuple[int, dict[str, str], bytes]) -> None:
+    """What every answer is, whatever was sent."""
+    status, headers, body = answer
+    if status >= 500:
+        # What the fakes lack is a 503; only what does not exist yet says 501.
+        assert status in (501, 503, 504)
+    if status >= 400 and method != "HEAD":
+        assert headers["content-type"] == "application/problem+json"
+        problem = orjson.loads(body)
+        assert problem["type"].removeprefix("urn:shoal:problem:") in KINDS
+        assert (problem["status"], problem["request_id"]) == (status, headers["x-request-id"])
+    assert re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", headers["x-request-id"])
+    assert "x-evil" not in headers
+    assert b"root:x:" not in body
+
+
 def test_nothing_that_is_sent_breaks_a_call(hostile: Any, runner: asyncio.Runner) -> None:
     known = operations(hostile.openapi())
 
-    @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
     @given(requests(known))
     def holds(asked: Any) -> None:
         note(str(asked))
-        status, headers, body = runner.run(call(hostile, *asked))
-        if status >= 500:
-            # What the fakes lack is a 503; only what does not exist yet says 501.
-            assert status in (501, 503, 504)
-        if status >= 400 and asked[0] != "HEAD":
-            assert headers["content-type"] == "application/problem+json"
-            problem = orjson.loads(body)
-            assert problem["type"].removeprefix("urn:shoal:problem:") in KINDS
-            assert (problem["status"], problem["request_id"]) == (status, headers["x-request-id"])
-        assert re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", headers["x-request-id"])
-        assert "x-evil" not in headers
-        assert b"root:x:" not in body
+        check(asked[0], runner.run(call(hostile, *asked)))
 
     holds()
+
+
+@pytest.mark.timeout(600)  # 2,847 requests, some 8 s of CPU
+def test_no_value_of_any_parameter_breaks_its_call(hostile: Any, runner: asyncio.Runner) -> None:
+    """One value that nobody should send, all others as in the examples: so each gets behind what checks the others."""
+
+    async def every() -> int:
+        asked = 0
+        for (method, path), operation in operations(hostile.openapi()).items():
+            parameters = operation.get("parameters", ())
+            valid = {one["name"]: _valid(one) for one in parameters}
+            content = operation.get("requestBody", {}).get("content", {})
+            kind, body = next(((kind, one["example"]) for kind, one in content.items()), ("application/json", ""))
+            headers = [(b"content-type", kind.encode())]
+            for parameter in parameters:
+                for value in NASTY:
+                    values = {**valid, parameter["name"]: value}
+                    target, query = path, []
+                    for one in parameters:
+                        text = quote(values[one["name"]] or "", safe=":", errors="replace")
+                        if one["in"] == "path":
+                            target = target.replace(f"{{{one['name']}}}", text)
+                        elif one["in"] == "query" and values[one["name"]] is not None:
+                            query.append(f"{one['name']}={text}")
+                    more = (
+                        [(b"idempotency-key", value.encode("utf-8", "replace"))] if parameter["in"] == "header" else []
+                    )
+                    sent = (target.encode(), "&".join(query).encode(), headers + more, _dumped(body))
+                    answer = await call(hostile, method.upper(), *sent)
+                    try:
+                        check(method, answer)
+                    except AssertionError as error:
+                        raise AssertionError(f"{method} {path}, {parameter['name']}={value!r}: {error}") from error
+                    asked += 1
+        return asked
+
+    assert runner.run(every()) > 1000
+
+
+def _valid(parameter: dict[str, Any]) -> str | None:
+    examples_of = parameter["schema"].get("examples") or parameter.get("examples")
+    return str(examples_of[0]) if examples_of and parameter.get("required") else None
 
 
 def test_a_caller_who_sends_nothing_more_gets_an_end(hostile: Any, runner: asyncio.Runner) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from shoal.serve_apps import examples
+from shoal.serve_apps import examples, examples_flow
 from shoal.store.cadence import rhythm
 from shoal.store.facets import Facets
 from shoal.store.feeds import Catalogue, Feed
@@ -54,7 +54,7 @@ def filled(stand: Any, letter: Any) -> Any:
     stand.index.catalogue = Catalogue(
         now, (Feed("prod", "a", "NYISO", 1, 1, {}, now, now, now, usual, now.timestamp()),)
     )
-    job = examples.JOB[200]["content"]["application/json"]["example"]
+    job = examples_flow.JOB[200]["content"]["application/json"]["example"]
     stand.index.jobs = {job["job_id"]: {**job, "result": None, "commit_sequence": 412}}
     stand.index.fixed = [{"scraper_name": "nyiso_load_forecast", "error_type": "KeyError"}]
     stand.index.facets = Facets({}, 1, True)
