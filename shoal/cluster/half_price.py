@@ -188,7 +188,7 @@ class _Run:
                 f"more than the embedding cache holds beside its other use ({texts_max} texts): the rest follows in "
                 "further rounds of up to a day each; a larger SHOAL_EMBEDDING_CACHE_BYTES_MAX makes fewer"
             )
-        job = Job(number, self._model, self._width, plan.purpose, tuple(plan.parts))
+        job = Job(number, self._model, self._width, plan.purpose, tuple(plan.parts), time.time())
         until = plan.until or after
         if plan.parts:
             more = {"until": mark_of(until), "is_last": plan.is_last}
@@ -212,7 +212,7 @@ class _Run:
         where nothing of it will be done, TransientError where no Shoal is there to do it."""
         if not this.job.parts:
             return True
-        seen_at = time.monotonic()
+        seen_at = asked_at = time.monotonic()
         with err.status("waiting for the embedder to take the job") as status:
             while not asked.is_set():
                 state = State.of(self.shelf.state(this.job.id))
@@ -224,6 +224,11 @@ class _Run:
                 if state is not None and state.is_ended:
                     say(self._told(state))
                     return True
+                if state is None and time.monotonic() - asked_at > NOBODY_S:
+                    asked_at = float("inf")
+                    say(
+                        "the embedder has not taken the job: was Shoal started with the settings that this command has?"
+                    )
                 try:
                     living_status(self._settings)
                     seen_at = time.monotonic()

@@ -95,13 +95,14 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a command asked for."""
+    """What a command asked for. `asked_at`: Unix time; no batch of it is older."""
 
     id: str
     model: str
     width: int
     purpose: Purpose
     parts: tuple[tuple[int, int], ...]  # texts and tokens of each
+    asked_at: float
 
     def stored(self) -> dict[str, Any]:
         return asdict(self)
@@ -111,7 +112,8 @@ class Job:
         """What `stored` made; None where it is something else."""
         try:
             parts = tuple((int(texts), int(tokens)) for texts, tokens in value["parts"])
-            return cls(str(value["id"]), str(value["model"]), int(value["width"]), Purpose(**value["purpose"]), parts)
+            purpose, asked_at = Purpose(**value["purpose"]), float(value["asked_at"])
+            return cls(str(value["id"]), str(value["model"]), int(value["width"]), purpose, parts, asked_at)
         except (TypeError, ValueError, KeyError):
             return None
 

@@ -289,7 +289,7 @@ class BatchLane:
         if part.phase == "creating" and self._now() < part.since + self._poll_s:
             return False
         tag = tag_of(job.id, number, part.attempt)
-        batch = self._provider.find(tag, self._states[job.id].began_at)
+        batch = self._provider.find(tag, job.asked_at)
         if batch is None:
             if self._is_given_up(job):
                 self._give_up(job, number, part)

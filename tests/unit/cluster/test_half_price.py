@@ -202,7 +202,7 @@ def test_broken_off_anywhere_the_same_command_goes_on_with_the_same_job(
 
 
 def test_restart_does_not_pay_again_for_what_is_under_way(settings: Settings, place: Path, embedder: Embedder) -> None:
-    job = Job("x", MODEL, WIDTH, Purpose(), ((1, 1),))
+    job = Job("x", MODEL, WIDTH, Purpose(), ((1, 1),), 0.0)
     run(settings, place)
     beginning = embedder.jobs[0].rpartition("-")[0]
     embedder.works = False

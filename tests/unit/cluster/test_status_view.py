@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from shoal.cluster import status_view
 from shoal.cluster.asking import show_status
 from shoal.cluster.output import Exit, Format
 from shoal.cluster.status import Facts, build_status
 from shoal.cluster.status_view import PARTITIONS_MAX, health_of, render, span
-from shoal.metrics import EmbedderStatistics, PartitionStatistics, ReaderStatistics, WriterStatistics
+from shoal.metrics import BatchStatistics, EmbedderStatistics, PartitionStatistics, ReaderStatistics, WriterStatistics
 
 T0 = datetime(2026, 1, 20, 3, tzinfo=UTC)
 
@@ -177,3 +178,26 @@ def test_an_older_server_that_does_not_judge_is_judged_here() -> None:
 )
 def test_lengths_of_time_are_said_as_people_say_them(seconds: float | None, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_jobs_at_half_price_have_a_row_where_there_are_any() -> None:
+    assert status_view._half_price({}) == {}
+    found = asdict(
+        BatchStatistics(
+            jobs=2,
+            unfinished=1,
+            texts=900,
+            embedded_texts=500,
+            tokens=9000,
+            embedded_tokens=5000,
+            missing_texts=3,
+            saved_usd=1.5,
+            parts={"submitted": 2, "done": 5},
+            oldest_since="2026-01-20T10:00:00+00:00",
+            notes=("late",),
+        )
+    )
+    assert status_view._half_price(found) == {
+        "half price": "500 of 900 texts; 1 of 2 jobs unfinished; parts: 2 submitted, 5 done; $1.50 saved; "
+        "3 left to the full price; since 2026-01-20T10:00; late"
+    }

@@ -87,7 +87,7 @@ def test_what_is_no_job_or_state_is_none(value: object) -> None:
 
 
 def test_jobs_and_states_survive_their_storage() -> None:
-    job = Job("j", "m", 8, Purpose("backfill", "scraper", "NYISO", "load"), ((3, 40), (1, 2)))
+    job = Job("j", "m", 8, Purpose("backfill", "scraper", "NYISO", "load"), ((3, 40), (1, 2)), 5.5)
     state = State.begun(job, "me", 5.0)
     state = state.with_part(1, state.parts[1].moved("submitted", 7.0, batch_id="b", sent_tokens=2))
     assert Job.of(orjson.loads(orjson.dumps(job.stored()))) == job

@@ -97,7 +97,7 @@ def test_a_lost_state_finds_its_batches_again(world: World) -> None:
     lane = world.lane()
     lane.turn()
     del world.shelf.values["state j"]  # damaged by a power cut, which counts as absent
-    world.api.steps, world.now = True, world.now + 60
+    world.api.steps, world.now = True, world.now + 7200
     world.run(world.lane())
     world.check_vectors(TEXTS)
     assert len(world.api.batches) == 1

@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -332,3 +333,18 @@ def test_its_thread_tells_at_the_end_and_close_waits_for_it(tmp_path: Path) -> N
     keeper.charged([charge()])
     keeper.close(30.0)
     assert [counts.requests for counts in world.ledger.values()] == [1]
+
+
+def test_what_goes_in_batches_has_a_lane_and_a_price_of_its_own(world: World) -> None:
+    keeper = world.keeper(limit_day_usd=1.0)
+    keeper.turn()
+    full, half = keeper.gate(SMALL), keeper.gate(SMALL, "batch")
+    assert full is not None
+    assert half is not None
+    tokens = 60_000_000  # $1.20, or $0.60
+    assert full(PURPOSE, tokens) is not None
+    assert half(PURPOSE, tokens) is None
+    keeper.charged([replace(charge(tokens), is_batch=True)])
+    keeper.turn()
+    assert half(PURPOSE, tokens) is not None
+    assert keeper.statistics().spent_day_usd == pytest.approx(0.6)
