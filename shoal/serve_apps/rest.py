@@ -20,7 +20,7 @@ from starlette.responses import Response
 from shoal import __version__
 from shoal.serve_apps import docs_page, examples, problems
 from shoal.serve_apps.cost import CostQuery, Costs
-from shoal.serve_apps.models import FixPatternsQuery, FixReport, InvalidParameter, ScrapeSearch
+from shoal.serve_apps.models import FixMark, FixPatternsQuery, FixReport, InvalidParameter, ScrapeSearch
 from shoal.serve_apps.problems import JsonResponse, problem, request_id
 from shoal.serve_apps.search_service import SearchService
 
@@ -132,21 +132,28 @@ def create_rest(service: SearchService, *, stamps: bool = True, costs: Costs | N
         ] = None,
     ) -> Response:
         """Report a fix: 201 once it is in the tables, 202 where it is durable in the log and will be soon."""
-        # Strict, since it changes something: a page in somebody's browser may send a form to a local service
-        # unasked, but JSON only after a preflight, which fails.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise HTTPException(415, "Send the report as Content-Type: application/json.")
+        _only_json(request)
         report = FixReport.read(await _json_object(request))
         job = await service.report_fix(report, idempotency_key=idempotency_key or None, actor="rest")
-        location = {"Location": f"/api/v1/jobs/{job['job_id']}"}
-        match job["status"]:
-            case "accepted":
-                return JsonResponse(job, 202, location)
-            case "failed":
-                detail = f"The report was not taken: {job.get('error')}"
-                return problem(422, detail, request_id(request), kind="refused", headers=location, job=job)
-            case _:
-                return JsonResponse(job, 201, location)
+        return _job_response(request, job, 201)
+
+    @app.patch(
+        "/api/v1/agents/fixes/{fix_id}", tags=["agents"], response_class=JsonResponse, dependencies=refuse_unknown,
+        responses=examples.FIX_MARKED, openapi_extra=examples.FIX_MARK_BODY,
+    )  # fmt: skip
+    async def mark_fix(
+        request: Request,
+        fix_id: Annotated[str, Path(max_length=200, description="`id` of a fix, as fix-patterns shows it.")],
+        idempotency_key: Annotated[
+            str | None, Header(max_length=200, description="The same key is the same mark, sent again.")
+        ] = None,
+    ) -> Response:
+        """Mark a fix as wrong (or right after all), or correct its outcome. It is kept, and ranked last while it is
+        wrong. 200 once it is in the tables, 202 where it is durable in the log and will be soon."""
+        _only_json(request)
+        mark = FixMark.read(await _json_object(request))
+        job = await service.mark_fix(fix_id, mark, idempotency_key=idempotency_key or None, actor="rest")
+        return _job_response(request, job, 200)
 
     @app.get(
         "/api/v1/ingest", tags=["flow"], response_class=JsonResponse, dependencies=refuse_unknown,
@@ -178,6 +185,26 @@ def create_rest(service: SearchService, *, stamps: bool = True, costs: Costs | N
 
     examples.name_components(app)
     return app
+
+
+def _only_json(request: Request) -> None:
+    """Strict where something is changed: a page in somebody's browser may send a form to a local service unasked, but
+    JSON only after a preflight, which fails."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise HTTPException(415, "Send the body as Content-Type: application/json.")
+
+
+def _job_response(request: Request, job: dict[str, Any], done: int) -> Response:
+    """A command's outcome: `done`, or 202 while it is on its way, or why the writer refused it."""
+    location = {"Location": f"/api/v1/jobs/{job['job_id']}"}
+    match job["status"]:
+        case "accepted":
+            return JsonResponse(job, 202, location)
+        case "failed":
+            detail = f"It was not taken: {job.get('error')}"
+            return problem(422, detail, request_id(request), kind="refused", headers=location, job=job)
+        case _:
+            return JsonResponse(job, done, location)
 
 
 def _ignored(body: dict[str, Any], unknown: tuple[str, ...]) -> dict[str, Any]:
