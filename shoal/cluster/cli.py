@@ -245,6 +245,10 @@ from shoal.cluster.cli_migrate import migrate_model  # noqa: E402 - light: a com
 
 app.command("migrate-model")(migrate_model)
 
+from shoal.cluster.cli_mcp import mcp  # noqa: E402 - light: a command of its own
+
+app.command("mcp")(mcp)
+
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")
 
