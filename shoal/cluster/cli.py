@@ -252,6 +252,9 @@ app.add_typer(keys_app, name="keys")
 from shoal.cluster.cli_audit import audit  # noqa: E402 - light: a command of its own
 
 app.command()(audit)
+from shoal.cluster.cli_mcp import mcp  # noqa: E402 - light: a command of its own
+
+app.command("mcp")(mcp)
 
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")

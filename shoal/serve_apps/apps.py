@@ -14,12 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from shoal.serve_apps.query_embedding import QueryEmbedder, embed_through
 from shoal.settings import Settings
 
 if TYPE_CHECKING:
+    from shoal.serve_apps.agent_service import AgentService
     from shoal.serve_apps.document_service import DocumentService
     from shoal.serve_apps.request_frame import Limits
     from shoal.serve_apps.search_service import SearchService
@@ -37,26 +38,13 @@ HEALTH_CHECK_PERIOD_S = 1.0
 """Serve notices a dead replica only when it asks it; its default of 10 s would be two thirds of a recovery."""
 
 
-class RootSlash:
-    """Serve hands over `/mcp` with root_path `/mcp`; the app inside lives at `/`. Without this it would redirect,
-    which strict clients don't follow and which names http:// behind TLS."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == scope.get("root_path", ""):
-            scope = {**scope, "path": scope["path"] + "/", "raw_path": scope["path"].encode() + b"/"}
-        await self.app(scope, receive, send)
-
-
-def _service(settings: Settings, embedder: Any) -> SearchService:
+def _service(settings: Settings, embedder: Any) -> AgentService:
+    from shoal.serve_apps.agent_service import AgentService
     from shoal.serve_apps.collection_search import Defaults
     from shoal.serve_apps.commands import Commands
     from shoal.serve_apps.index_provider import IndexProvider
     from shoal.serve_apps.query_vectors import QueryVectors
     from shoal.serve_apps.reranking import Reranker
-    from shoal.serve_apps.search_service import SearchService
     from shoal.sources.kafka import open_producer
     from shoal.store.index_state import STATE as INDEX_STATE
     from shoal.store.search import SearchIndex
@@ -68,7 +56,7 @@ def _service(settings: Settings, embedder: Any) -> SearchService:
     async def warm(index: SearchIndex) -> None:
         await vectors.answers(index.model, WARM_S)  # the model is loaded before it is needed; or said why not
 
-    return SearchService(
+    return AgentService(
         IndexProvider(partial(SearchIndex.open_current, settings, storage_options(settings)), warm=warm),
         vectors,
         Commands(partial(open_producer, settings), settings.command_topic),
@@ -131,15 +119,14 @@ class Mcp:
         self._settings = settings
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
+        from shoal.embeddings.cl100k import count
         from shoal.mcp.server import build_server
-        from shoal.serve_apps.guard import Gate, Guard
-        from shoal.serve_apps.request_frame import RequestFrame
+        from shoal.serve_apps.guard import Gate
+        from shoal.serve_apps.mcp_http import mcp_http
 
-        embedder = serve.get_deployment_handle(EMBEDDER, app_name=REST)
-        server = build_server(_service(self._settings, embedder))
-        app = server.http_app(path="/", stateless_http=True, json_response=True)
-        guarded = Guard(RootSlash(app), Gate.of(self._settings), "mcp")
-        return RequestFrame(guarded, stamps=False, limits=_limits(self._settings))
+        settings = self._settings
+        server = build_server(_service(settings, serve.get_deployment_handle(EMBEDDER, app_name=REST)), count=count)
+        return mcp_http(server, stamps=False, limits=_limits(settings), gate=Gate.of(settings))
 
 
 def rest_app(settings: Settings) -> Any:

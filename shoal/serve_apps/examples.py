@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from shoal.serve_apps import collection_models
-from shoal.serve_apps.models import FixPatternsQuery, FixReport
+from shoal.serve_apps.models import FixMark, FixPatternsQuery, FixReport
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -226,6 +226,13 @@ _FIX = {
     "diff": "-row['forecast']\n+row['load_forecast']",
     "outcome": "worked",
 }
+_FIX_SHOWN = {
+    **_FIX, "id": "0d9c", "count": 3, "reported_at": "2025-01-21T08:00:00Z", "marked_wrong_by": None,
+    "evidence": {
+        "score": 0.919, "error": 0.93, "error_type": 1.0, "kinship": 1.0, "kin_by": ["scraper"], "worked": 0.8,
+        "reports_worked": 3, "reports_failed": 0,
+    },
+}  # fmt: skip
 FIX_BODY = json_body(FixReport.model_json_schema(), _FIX)
 FIX_PATTERNS_REQUEST: dict[str, Any] = {
     **json_body(FixPatternsQuery.model_json_schema(), {"scraper_name": "nyiso_load_forecast"}, required=False),
@@ -240,7 +247,7 @@ FIX_PATTERNS: Responses = {
             "fix_patterns": [
                 {
                     "scraper": "nyiso_load_forecast",
-                    "fix_history": [{**_FIX, "id": "0d9c", "count": 3, "reported_at": "2025-01-21T08:00:00Z"}],
+                    "fix_history": [_FIX_SHOWN],
                     "context": {"dataset": "nyiso_load_forecast", "data_source": "NYISO"},
                 }
             ],
@@ -252,6 +259,11 @@ FIX_PATTERNS: Responses = {
 FIX_REPORTED: Responses = {
     201: json_answer({"job_id": "0190c6e2", "status": "done", "wait_token": "412"}, "In the tables."),
     202: json_answer({"job_id": "0190c6e2", "status": "accepted"}, "Durable in the log; `Location` says where to ask."),
+}
+FIX_MARK_BODY = json_body(FixMark.model_json_schema(), {"wrong": True, "note": "It reads the field of another table."})
+FIX_MARKED: Responses = {
+    200: json_answer({"job_id": "0190c6e3", "status": "done", "wait_token": "413"}, "In the tables."),
+    202: json_answer({"job_id": "0190c6e3", "status": "accepted"}, "Durable in the log; `Location` says where to ask."),
 }
 INGEST: Responses = {
     200: json_answer(

@@ -192,6 +192,28 @@ class FixReport(Request):
     reported_by: Name | None = Field(None, description="Who says so.")
 
 
+class FixMark(Request):
+    """What became of a fix that was reported: that it is wrong (or right after all), or worked or failed after all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    wrong: bool | None = Field(None, description="True: nobody should apply it; it is kept, ranked last.")
+    outcome: Literal["worked", "failed"] | None = Field(None, description="What really came of it.")
+    note: Text | None = Field(None, max_length=4000, description="Why; its first 400 characters stand beside the mark.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.wrong is None and self.outcome is None:
+            raise InvalidParameter("wrong", "say what became of the fix: wrong (true or false) or outcome")
+        return self
+
+
+class FixId(Request):
+    """The id of a fix in a path."""
+
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,200}$")]
+
+
 class SimilarApisQuery(Request):
     """How many similar APIs."""
 

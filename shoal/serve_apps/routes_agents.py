@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Path, Query, Request
 from starlette.responses import Response
 
 from shoal.serve_apps import examples
-from shoal.serve_apps.models import FixPatternsQuery, FixReport
+from shoal.serve_apps.models import FixMark, FixPatternsQuery, FixReport
 from shoal.serve_apps.problems import JsonResponse
 from shoal.serve_apps.routing import (
     NO_PARAMETERS,
@@ -54,3 +54,21 @@ def add(app: FastAPI, service: SearchService) -> None:
         report = FixReport.read(await json_object(request))
         job = await service.report_fix(report, idempotency_key=idempotency_key or None, actor="rest")
         return job_response(request, job, 201)
+
+    @app.patch(
+        "/api/v1/agents/fixes/{id}", tags=["agents"], response_class=JsonResponse, dependencies=NO_PARAMETERS,
+        responses=examples.FIX_MARKED, openapi_extra=examples.FIX_MARK_BODY,
+    )  # fmt: skip
+    async def mark_fix(
+        request: Request,
+        id: Annotated[
+            str, Path(max_length=200, description="`id` of a fix, as fix-patterns shows it.", examples=["0d9c"])
+        ],
+        idempotency_key: IdempotencyKey = None,
+    ) -> Response:
+        """Mark a fix as wrong (or right after all), or correct its outcome. It is kept, and ranked last while it is
+        wrong. 200 once it is in the tables, 202 where it is durable in the log and will be soon."""
+        needs_json(request)
+        mark = FixMark.read(await json_object(request))
+        job = await service.mark_fix(id, mark, idempotency_key=idempotency_key or None, actor="rest")
+        return job_response(request, job, 200)

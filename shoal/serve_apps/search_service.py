@@ -29,6 +29,8 @@ from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.degrading import way_of
 from shoal.serve_apps.freshness import Lag, freshness_of
 from shoal.serve_apps.models import (
+    FixId,
+    FixMark,
     FixPatternsQuery,
     FixReport,
     InvalidParameter,
@@ -57,7 +59,10 @@ JOB_WAIT_S = 2.0
 
 TRAITS = ("api_endpoint", "auth_method", "rate_limit", "data_freshness", "pagination_type")
 _CHUNK_FIELDS = ("metadata_id", "content_schema", *TRAITS, "heading", "chunk_index")
-_FIX_FIELDS = ("id", "error_type", "error_message", "summary", "diff", "outcome", "count", "reported_at")
+_FIX_FIELDS = (
+    "id", "error_type", "error_message", "summary", "diff", "outcome", "count", "reported_at", "marked_wrong_by",
+    "evidence",
+)  # fmt: skip
 _CONTEXT_FIELDS = ("id", "dataset", "data_source", "data_type", "file_format", "source_url", "s3_path", "collected_at")
 
 
@@ -217,18 +222,19 @@ class SearchService:
             hits = await _similar_by_words(index, text, asked.limit)
         else:
             hits = await index.similar_apis(vector, asked.limit)
-        return {"similar_apis": [_similar(hit) for hit in hits], "freshness": fresh, "warnings": warnings}
+        return {"similar_apis": [shown_api(hit) for hit in hits], "freshness": fresh, "warnings": warnings}
 
     async def fix_patterns(self, parameters: FixPatternsQuery | Mapping[str, Any]) -> dict[str, Any]:
-        """Fixes tried for this scraper and error, and for similar errors; grouped by scraper, best first."""
+        """Fixes tried for this scraper and error, and for similar errors of scrapers like it; grouped by scraper, best
+        first, each with its evidence; those marked wrong last."""
         asked = FixPatternsQuery.read(parameters)
         index = await self._index()
         fresh = await self._fresh(index, "fixes", "error")
         warnings: list[str] = []
         vector: Vector | None = None
-        if asked.error_message:
+        if error := _error_text(asked.error_type, asked.error_message):
             try:
-                vector = await self._vectors.of(index.model, _error_text(asked.error_type, asked.error_message))
+                vector = await self._vectors.of(index.model, error)
             except (TransientError, ConfigurationError) as error:
                 warnings.append(f"{error}: similar messages were compared by their words")
         rows = await index.fixes(asked.scraper_name, asked.error_type, vector, asked.error_message, asked.limit)
@@ -256,6 +262,21 @@ class SearchService:
         actor = attributed(actor)
         identity = command_id(idempotency_key, actor=actor, kind="fix", collection=SCRAPER_COLLECTION)
         await self._commands.submit(identity, "fix", SCRAPER_COLLECTION, body, actor=actor, at=now)
+        return await self._outcome(identity)
+
+    async def mark_fix(
+        self, fix_id: str, mark: FixMark | Mapping[str, Any], *, idempotency_key: str | None, actor: str
+    ) -> dict[str, Any]:
+        """Says that a fix is wrong (or right after all), or came out otherwise than reported; a job as of `report_fix`.
+        From an agent the same mark is the same command for a day."""
+        asked = FixMark.read(mark)
+        now = datetime.now(UTC)
+        body = redact_json({"id": FixId.read({"id": fix_id}).id, "by": actor, **asked.model_dump(exclude_none=True)})
+        if idempotency_key is None and actor == "mcp":
+            content = orjson.dumps([now.date(), body], option=orjson.OPT_SORT_KEYS)
+            idempotency_key = hashlib.sha256(content).hexdigest()
+        identity = command_id(idempotency_key, actor=actor, kind="fix_mark", collection=SCRAPER_COLLECTION)
+        await self._commands.submit(identity, "fix_mark", SCRAPER_COLLECTION, body, actor=actor, at=now)
         return await self._outcome(identity)
 
     async def job(self, identity: str) -> dict[str, Any] | None:
@@ -395,7 +416,8 @@ async def _similar_by_words(index: Index, text: str, limit: int) -> list[Hit]:
     return list(apis.values())[:limit]
 
 
-def _similar(hit: Hit) -> dict[str, Any]:
+def shown_api(hit: Hit) -> dict[str, Any]:
+    """A similar API as answers show it."""
     chunk = hit.chunk or {}
     return {
         "data_source": hit.metadata.get("data_source"),
@@ -406,6 +428,6 @@ def _similar(hit: Hit) -> dict[str, Any]:
     }
 
 
-def _error_text(error_type: str | None, message: str) -> str:
+def _error_text(error_type: str | None, message: str | None) -> str:
     """The same words as those by which a reported fix is embedded."""
-    return f"{error_type} {message}" if error_type else message
+    return " ".join(filter(None, (error_type, message)))

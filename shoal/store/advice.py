@@ -1,19 +1,23 @@
 """What coding agents ask before they write or mend a scraper: which API is like this one, what fixed this error.
 
 Similar APIs are documents near to a described API, one for each API: a dataset is published again and again
-with nearly the same description, so what was found once is excluded and the search goes on. Fixes are few per
-scraper, and are ordered in Python. Reads only through `Tables`.
+with nearly the same description, so what was found once is excluded and the search goes on. Fixes are judged in
+Python (fix_ranking.py). Reads only through `Tables`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from shoal.records import Vector
+from shoal.store.commands import fix_change, fix_error
 from shoal.store.conditions import METADATA_FILTERS, where
 from shoal.store.filters import And, Equals, Filter, IsNull, Not
+from shoal.store.fix_ranking import Scraper, ranked
 from shoal.store.ranked import rows_among, similarity
 from shoal.store.reading import Row, Tables
 from shoal.store.schemas import CHUNK_COLUMNS, FIX_COLUMNS, IS_CURRENT, IS_DOCUMENT, chunk_id
@@ -21,7 +25,12 @@ from shoal.store.schemas import CHUNK_COLUMNS, FIX_COLUMNS, IS_CURRENT, IS_DOCUM
 _LIGHT = ("id", "version", "revision", "data_source", "dataset")
 _LOOK_ROWS = 256  # nearest documents of one look: a busy dataset fills it alone
 _LOOKS_MAX = 24  # each look but the last excludes at least one more dataset
-_FIXES_MAX = 1_000  # newest reports of one scraper that are ranked
+_FIXES_MAX = 1_000  # newest reports of one scraper (or, without a vector, of all) that are ranked
+_NEAR_MAX = 200  # reports with the likest errors, of whichever scraper
+_JUDGED_AGAIN = 4  # times `limit`: errors whose diffs and scrapers are looked at
+_SCRAPERS_MAX = 16  # scrapers looked up, one short read each
+_NEWEST_FIRST = (("reported_at", False), ("id", True))
+_JUDGED = tuple(name for name in FIX_COLUMNS if name != "diff")
 _WORD = re.compile(r"\w+")
 
 
@@ -73,28 +82,51 @@ async def fixes(
     error_message: str | None,
     limit: int,
 ) -> list[Row]:
-    """The `limit` best fixes; each row has `similarity`, the likeness of its error (None: nothing to compare)."""
+    """The `limit` best fixes of this scraper and of others (fix_ranking.py). Each row has `similarity`, the likeness of
+    its error (None: nothing to compare), and `evidence`, why it stands where it does."""
     await tables.latest("fixes")
-    base = f"{IS_DOCUMENT} and merged_into is null and marked_wrong_by is null"
-    condition = where(base, Equals("scraper_name", scraper_name), columns={"scraper_name": "text"})
-    newest_first = (("reported_at", False), ("id", True))
-    rows = await tables.rows("fixes", condition, FIX_COLUMNS, _FIXES_MAX, newest_first)
-    likeness: dict[str, float] = {}
+    base = f"{IS_DOCUMENT} and merged_into is null"
+    own = where(base, Equals("scraper_name", scraper_name), columns={"scraper_name": "text"})
+    rows = {row["id"]: row for row in await tables.rows("fixes", own, _JUDGED, _FIXES_MAX, _NEWEST_FIRST)}
+    likeness: dict[str, float] | None = None
     if vector is not None:
-        near = await tables.nearest("fixes", vector, condition, ("id",), _FIXES_MAX, narrow=True)
-        likeness = {row["id"]: similarity(row["_distance"]) for row in near}
-    elif error_message:
-        likeness = {row["id"]: _words_in_common(error_message, row["error_message"] or "") for row in rows}
-    compared = vector is not None or bool(error_message)
-    wanted = (error_type or "").casefold()
+        near = await tables.nearest("fixes", vector, base, _JUDGED, _NEAR_MAX, narrow=True)
+        near_own = await tables.nearest("fixes", vector, own, ("id",), _FIXES_MAX, narrow=True)
+        rows |= {row["id"]: row for row in near}
+        likeness = {row["id"]: similarity(row["_distance"]) for row in (*near_own, *near)}
+    else:
+        newest = await tables.rows("fixes", base, _JUDGED, _FIXES_MAX, _NEWEST_FIRST)
+        rows |= {row["id"]: row for row in newest}
+    if likeness is None and error_message:
+        likeness = {row["id"]: _words_in_common(error_message, row["error_message"] or "") for row in rows.values()}
+    # Diffs may be long, and scrapers are looked up one by one: first by what is known without them.
+    errors = {key: fix_error(row) for key, row in rows.items()}
+    first = ranked(rows.values(), errors, Scraper(scraper_name), {}, error_type, likeness, all_of_them=True)
+    kept = {errors[one.row["id"]] for one in first[: _JUDGED_AGAIN * limit]}
+    few = [row for row in rows.values() if errors[row["id"]] in kept][:_FIXES_MAX]
+    diffs = {
+        row["id"]: row["diff"]
+        for row in await rows_among(tables, "fixes", "id", {row["id"] for row in few}, ("id", "diff"))
+    }
+    whole = [{**row, "diff": diffs.get(row["id"])} for row in few]
+    names = dict.fromkeys([scraper_name, *(one.row["scraper_name"] or "" for one in first)])
+    scrapers = await _scrapers(tables, [*names][:_SCRAPERS_MAX])
+    asked = scrapers.get(scraper_name) or Scraper(scraper_name)
+    same = {row["id"]: fix_change(row) for row in whole}
+    best = ranked(whole, same, asked, scrapers, error_type, likeness)[:limit]
+    return [{**one.row, "similarity": one.error, "evidence": one.shown()} for one in best]
 
-    def place(row: Row) -> tuple[bool, bool, float]:
-        other_type = bool(wanted) and (row["error_type"] or "").casefold() != wanted
-        return other_type, row["outcome"] != "worked", -likeness.get(row["id"], 0.0)
 
-    # Stable: equals stay newest first.
-    best = sorted(rows, key=place)[:limit]
-    return [{**row, "similarity": likeness.get(row["id"], 0.0) if compared else None} for row in best]
+async def _scrapers(tables: Tables, names: Sequence[str]) -> dict[str, Scraper]:
+    """What the documents of these scrapers say of them, as far as there are any."""
+    columns = ("data_source", "dataset", "data_type", "file_format")
+
+    async def look(name: str) -> Scraper | None:
+        condition = where(IS_CURRENT, Equals("scraper_name", name), columns={"scraper_name": "text"})
+        found = await tables.rows("metadata", condition, columns, 1)
+        return Scraper(name, **{column: found[0][column] for column in columns}) if found else None
+
+    return {one.name: one for one in await asyncio.gather(*map(look, names)) if one is not None}
 
 
 def _words_in_common(one: str, other: str) -> float:

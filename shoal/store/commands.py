@@ -25,6 +25,7 @@ import orjson
 from shoal.errors import BadDocument, DeadReason
 from shoal.records import FENCE_ID, Ack, EmbeddedCommand, Failure, Outcome, Position
 from shoal.spending import SPEND_KIND
+from shoal.store.fix_ranking import diff_hash
 from shoal.store.index_requests import ACCEPTED, ACTS, accepted
 from shoal.store.rows import Row, check_key, check_vectors, clean
 from shoal.store.schemas import CollectionFacts
@@ -34,6 +35,7 @@ FIX_NAME_MAX = 200
 _TEXT_MAX = {"scraper_name": FIX_NAME_MAX, "error_type": 200, "error_message": 8_000, "summary": 8_000, "diff": 200_000,
              "version": 200, "reported_by": 200}  # fmt: skip
 """Longest text of a fix in characters. Longer is cut: a report is worth keeping without its tail."""
+MARK_NOTE_MAX = 400
 _OUTCOMES = ("worked", "failed")
 _VARYING = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8,}(?:-[0-9a-f]{4,})*|\d+(?:[.:,/-]\d+)*", re.IGNORECASE)
 
@@ -61,11 +63,19 @@ def normalised(message: str | None) -> str:
 
 
 def fix_key(row: Row) -> FixKey:
-    """What makes two reports the same fix. The outcome belongs to it: 'failed' never counts as 'worked'."""
-    return (
-        row["scraper_name"] or "", row["error_type"] or "", normalised(row["error_message"]),
-        row["summary"] or "", row["outcome"] or "",
-    )  # fmt: skip
+    """What makes two reports the same fix: the same error of the same scraper and the same change (the words of the
+    summary where there is no diff). The outcome belongs to it: 'failed' never counts as 'worked'."""
+    return (*fix_change(row), row["outcome"] or "")
+
+
+def fix_error(row: Row) -> tuple[str, str, str]:
+    """What makes the errors of two reports the same."""
+    return row["scraper_name"] or "", (row["error_type"] or "").casefold(), normalised(row["error_message"])
+
+
+def fix_change(row: Row) -> tuple[str, str, str, str]:
+    """What makes two reports tell of the same change to the same error, whatever came of it."""
+    return *fix_error(row), diff_hash(row["diff"]) or " ".join((row["summary"] or "").casefold().split())
 
 
 def fix_body(command: EmbeddedCommand) -> dict[str, Any]:
@@ -98,7 +108,10 @@ def plan_commands(
     plan = CommandPlan()
     spend = StoredSpend(stored_spend)
     fixes: dict[str, Row] = {row["id"]: row for row in stored_fixes}
-    by_key: dict[FixKey, Row] = {fix_key(row): row for row in fixes.values() if row["merged_into"] is None}
+    by_key: dict[FixKey, str] = {}
+    for row in sorted(fixes.values(), key=lambda row: (str(row["reported_at"]), row["id"])):
+        if row["merged_into"] is None:
+            by_key.setdefault(fix_key(row), row["id"])
     changed: dict[str, Row] = {}
     applied = set(done)
     told = dict(failed)
@@ -129,7 +142,7 @@ def plan_commands(
             if command.kind == "fix":
                 result = _report(item, fixes, by_key, changed, facts)
             elif command.kind == "fix_mark":
-                result = _mark(item, fixes, changed)
+                result = _mark(item, fixes, by_key, changed)
             elif command.kind in ACTS:  # done when maintenance says so
                 result = accepted(fix_body(item)) | {"position": place(command.position)}
             elif command.command_id in repaired:
@@ -169,7 +182,7 @@ def plan_commands(
 def _report(
     item: EmbeddedCommand,
     fixes: dict[str, Row],
-    by_key: dict[FixKey, Row],
+    by_key: dict[FixKey, str],
     changed: dict[str, Row],
     facts: CollectionFacts,
 ) -> dict[str, Any]:
@@ -192,13 +205,11 @@ def _report(
     row["reported_by"] = row["reported_by"] or clean(command.actor)
     row["reported_at"] = command.at
     row["error_embedding"] = _checked(item.vector, facts)
-    first = by_key.get(fix_key(row))
-    if first is not None:
-        first = {**first, "count": (first["count"] or 1) + 1}
-        fixes[first["id"]] = by_key[fix_key(row)] = changed[first["id"]] = first
-        row |= {"merged_into": first["id"], "error_embedding": None, "diff": None}
-    else:
-        by_key[fix_key(row)] = row
+    known_as = by_key.setdefault(fix_key(row), row["id"])
+    if known_as != row["id"]:
+        first = {**fixes[known_as], "count": (fixes[known_as]["count"] or 1) + 1}
+        fixes[known_as] = changed[known_as] = first
+        row |= {"merged_into": known_as, "error_embedding": None, "diff": None}
     fixes[row["id"]] = changed[row["id"]] = row
     return {"id": row["id"], "merged_into": row["merged_into"]}
 
@@ -215,19 +226,31 @@ def _checked(vector: np.ndarray[Any, Any] | None, facts: CollectionFacts) -> np.
     return np.ascontiguousarray(vector, dtype=np.float32)
 
 
-def _mark(item: EmbeddedCommand, fixes: dict[str, Row], changed: dict[str, Row]) -> dict[str, Any]:
+def _mark(
+    item: EmbeddedCommand, fixes: dict[str, Row], by_key: dict[FixKey, str], changed: dict[str, Row]
+) -> dict[str, Any]:
+    """Says that a fix is wrong (or right after all), or that it came out otherwise than reported. It is kept."""
     body = fix_body(item)
-    named, wrong, by = body.get("id"), body.get("wrong"), body.get("by", item.command.actor)
-    if not isinstance(named, str) or not isinstance(wrong, bool) or not isinstance(by, str):
-        raise _invalid('a fix_mark is {"id": text, "wrong": true or false, "by": text}')
-    row = fixes.get(named)
+    named, wrong, outcome = body.get("id"), body.get("wrong"), body.get("outcome")
+    by, note = body.get("by") or item.command.actor, body.get("note") or ""
+    is_sound = isinstance(named, str) and isinstance(by, str) and isinstance(note, str)
+    says = isinstance(wrong, bool) or (wrong is None and outcome is not None)
+    if not is_sound or not says or outcome not in (None, *_OUTCOMES):
+        raise _invalid('a fix_mark is {"id": text, "wrong": true or false, "outcome": worked or failed, "by", "note"}')
+    row = fixes.get(str(named))
     if row is not None and row["merged_into"] is not None:
         row = fixes.get(row["merged_into"])
     if row is None:
         raise _invalid(f"no fix {named!r}")
-    row = {**row, "marked_wrong_by": clean(by[: _TEXT_MAX["reported_by"]]) if wrong else None}
+    if by_key.get(fix_key(row)) == row["id"]:
+        del by_key[fix_key(row)]
+    row = {**row, "outcome": outcome or row["outcome"]}
+    if wrong is not None:
+        who = by[: _TEXT_MAX["reported_by"]] or "somebody"
+        row["marked_wrong_by"] = clean(f"{who}: {note[:MARK_NOTE_MAX]}" if note else who) if wrong else None
+    by_key.setdefault(fix_key(row), row["id"])
     fixes[row["id"]] = changed[row["id"]] = row
-    return {"id": row["id"], "marked_wrong_by": row["marked_wrong_by"]}
+    return {name: row[name] for name in ("id", "outcome", "marked_wrong_by")} | ({"note": note} if note else {})
 
 
 def _invalid(message: str) -> BadDocument:

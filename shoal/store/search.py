@@ -24,7 +24,7 @@ import numpy as np
 from shoal.errors import TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.settings import Settings
-from shoal.store import advice, facets, scanning
+from shoal.store import advice, document_parts, facets, scanning
 from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
 from shoal.store.cursors import CursorError, OffsetCursor, Pin, decode, encode, fingerprint, from_start, split_pin
 from shoal.store.documents import Documents
@@ -343,6 +343,22 @@ class SearchIndex:
             rows = await self._tables.rows("metadata", condition, METADATA_ROW, _VERSIONS_MAX, scanning.NEWEST_FIRST)
         return [_served(row) for row in rows]
 
+    async def document_part(
+        self, document_id: str, first: int, limit: int
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """The metadata of the current version of a document, and at most `limit` of its chunks from `first` on, in
+        order; None where there is no such document."""
+        await self._tables.view()
+        async with self._gate:
+            found = await document_parts.part(self._tables, document_id, first, limit)
+        return None if found is None else (_served(found[0]), found[1])
+
+    async def api_vector(self, document_id: str) -> Vector | None:
+        """What `similar_apis` takes, of the current version of a document; None where it has none."""
+        await self._tables.view()
+        async with self._gate:
+            return await document_parts.api_vector(self._tables, document_id)
+
     async def similar_apis(self, vector: Vector, limit: int) -> list[Hit]:
         """The `limit` APIs nearest to the embedded description, each with its first chunk. Raises QueryError."""
         self._check_vector(vector)
@@ -364,10 +380,12 @@ class SearchIndex:
         error_message: str | None = None,
         limit: int = 5,
     ) -> list[dict[str, Any]]:
-        """Reported fixes of a scraper: of this error type first, what worked before what failed, then the likest
-        error (by vector, else by words of the message), then the newest. Each has `similarity` (0..1 or None)."""
+        """Reported fixes, of this scraper and of others like it, by likeness of the error (by vector, else by words of
+        the message), kinship of the scrapers and how often they worked; those marked wrong last. Each has `similarity`
+        (0..1 or None) and `evidence`."""
         if vector is not None:
             self._check_vector(vector)
+        await self._tables.view()
         async with self._gate:
             return await advice.fixes(self._tables, scraper_name, error_type, vector, error_message, limit)
 

@@ -147,7 +147,10 @@ def _hosted(directory: Path, ingress: str, status: str = "ready") -> Iterator[st
 
 LIST_TOOLS = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 MCP_HEADERS = {"Accept": "application/json, text/event-stream"}
-TOOLS = {"search_scrapes", "find_similar_apis", "get_fix_patterns", "report_fix"}
+TOOLS = {
+    "search_scrapes", "search", "get_document", "find_similar_apis", "get_fix_patterns", "report_fix",
+    "list_collections", "ingest_status",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -319,6 +322,15 @@ async def test_the_official_client_speaks_both_eras(place: Place, mode: Any) -> 
             "find_similar_apis", {"endpoint": "https://x.org/prices", "api_spec": {"fields": ["marginal price"]}}
         )
         assert json.loads(similar.content[0].text) == similar.structured_content  # type: ignore[union-attr]
+        asked = {"id": body["results"][0]["id"], "include": ["text", "similar"]}
+        document: Any = (await client.call_tool("get_document", asked)).structured_content
+        assert document["text"] == DOCUMENTS[0][1]
+        assert {api["data_source"] for api in document["similar"]} == {"CAISO", "ENTSOE"}
+        held: Any = (await client.call_tool("list_collections", {})).structured_content
+        assert held["collections"][0]["documents"] == 3
+        assert held["collections"][0]["contents"]["data_source"] == {"NYISO": 1, "CAISO": 1, "ENTSOE": 1}
+        marked: Any = (await client.call_tool("search", {"query": "wind generation", "limit": 1})).structured_content
+        assert marked["results"][0]["suspicious"] == ["override"]
         patterns = await client.call_tool("get_fix_patterns", {"scraper_name": "x' OR '1'='1"})
         assert patterns.structured_content["fix_patterns"] == []  # type: ignore[index]
         wrong = await client.call_tool("get_fix_patterns", {})

@@ -234,3 +234,40 @@ async def test_secrets_in_the_urls_of_a_report_are_not_stored(http: Any, stand: 
     done(stand)
     await http.post(FIXES, json={**REPORT, "error_message": "401 for https://x.org/a?api_key=hunter2&b=1"})
     assert "hunter2" not in str(stand.log.sent)
+
+
+async def test_a_fix_is_marked_wrong_by_a_command_and_with_a_reason(http: Any, stand: Any) -> None:
+    done(stand)
+    response = await http.patch(f"{FIXES}/f1", json={"wrong": True, "note": "see https://x.org/a?api_key=hunter2"})
+    assert response.status_code == 200
+    assert response.headers["location"] == f"/api/v1/jobs/{response.json()['job_id']}"
+    command = stand.log.sent[0]
+    assert (command["kind"], command["collection"], command["actor"]) == ("fix_mark", "scraper", "rest")
+    assert (command["body"]["id"], command["body"]["wrong"], command["body"]["by"]) == ("f1", True, "rest")
+    assert "hunter2" not in str(command)
+
+
+async def test_the_same_idempotency_key_marks_once(http: Any, stand: Any) -> None:
+    done(stand)
+    for key in ("k1", "k1", "k2"):
+        await http.patch(f"{FIXES}/f1", json={"outcome": "failed"}, headers={"Idempotency-Key": key})
+    assert len({command["command_id"] for command in stand.log.sent}) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "parameter"),
+    [
+        ("f1", {}, "wrong"),
+        ("f1", {"wrong": None, "note": "x"}, "wrong"),
+        ("f1", {"wrong": True, "by": "me"}, "by"),
+        ("f1", {"outcome": "perhaps"}, "outcome"),
+        ("f%201", {"wrong": True}, "id"),
+    ],
+)
+async def test_a_mark_that_says_nothing_or_too_much_is_refused_before_the_log(
+    http: Any, stand: Any, path: str, body: dict[str, Any], parameter: str
+) -> None:
+    response = await http.patch(f"{FIXES}/{path}", json=body)
+    assert (response.status_code, response.json()["parameter"]) == (422, parameter)
+    assert (await http.patch(f"{FIXES}/f1", content=b"{}", headers={"Content-Type": "text/plain"})).status_code == 415
+    assert stand.log.sent == []

@@ -799,6 +799,7 @@ async def _fixes(library: Library) -> None:
             "scraper_name": "nyiso_load",
             "error_type": kind,
             "error_message": "403 forbidden by the gateway",
+            "summary": key,
             "outcome": outcome,
             "count": 1,
             "reported_at": T0 + timedelta(hours=hours),
@@ -809,20 +810,24 @@ async def _fixes(library: Library) -> None:
         [
             fix("old", 1, error_embedding=towards(1, 0.1)),
             fix("new", 3, error_embedding=towards(1, 2.0), error_message="timeout after 30 s"),
-            fix("failed", 9, "failed", error_embedding=NORTH),
+            fix("failed", 9, "failed", error_embedding=NORTH, diff="-a\n+b"),
             fix("other type", 8, kind="KeyError", error_embedding=NORTH, error_message="'price'"),
-            fix("wrong", 7, marked_wrong_by="me"),
+            fix("wrong", 9, marked_wrong_by="me", error_embedding=NORTH, diff="-c\n+d"),
             fix("merged", 7, merged_into="old"),
             fix("elsewhere", 7, scraper_name="caiso"),
         ],
     )
 
 
-async def test_fixes_that_worked_come_first_then_the_newest(library: Library, index: SearchIndex) -> None:
+async def test_without_an_error_fixes_that_worked_come_first_then_the_newest_and_wrong_ones_last(
+    library: Library, index: SearchIndex
+) -> None:
     await _fixes(library)
     rows = await index.fixes("nyiso_load")
-    assert [row["id"] for row in rows] == ["other type", "new", "old", "failed"]
+    assert [row["id"] for row in rows] == ["other type", "new", "old", "failed", "wrong"]
     assert rows[0]["similarity"] is None
+    assert rows[0]["evidence"]["kin_by"] == ["scraper"]
+    assert rows[3]["diff"] == "-a\n+b"
     assert "error_embedding" not in rows[0]
     assert [row["id"] for row in await index.fixes("nyiso_load", limit=1)] == ["other type"]
 
@@ -830,10 +835,55 @@ async def test_fixes_that_worked_come_first_then_the_newest(library: Library, in
 async def test_fixes_of_the_error_type_and_of_the_likest_error_come_first(library: Library, index: SearchIndex) -> None:
     await _fixes(library)
     by_vector = await index.fixes("nyiso_load", "httperror", NORTH)
-    assert [row["id"] for row in by_vector] == ["old", "new", "failed", "other type"]
+    assert [row["id"] for row in by_vector] == ["old", "failed", "other type", "new", "wrong"]
     assert by_vector[0]["similarity"] == pytest.approx(0.995, abs=1e-3)
+    assert by_vector[0]["evidence"]["error"] == pytest.approx(0.995, abs=1e-3)
     by_words = await index.fixes("nyiso_load", "HTTPError", error_message="Timeout after 60 s", limit=2)
     assert [row["id"] for row in by_words] == ["new", "old"]
+
+
+async def test_the_fix_of_a_scraper_of_the_same_source_is_found_and_that_of_a_stranger_only_with_the_same_error(
+    library: Library, index: SearchIndex
+) -> None:
+    def fix(key: str, scraper: str, vector: Any) -> dict[str, Any]:
+        return {"id": key, "scraper_name": scraper, "error_type": "KeyError", "error_message": key, "summary": key,
+                "outcome": "worked", "count": 1, "reported_at": T0, "error_embedding": vector}  # fmt: skip
+
+    await library.put_all(
+        [
+            rows_of("a", dataset="nyiso_load", scraper_name="nyiso_load"),
+            rows_of("b", dataset="nyiso_price", scraper_name="nyiso_price"),
+            rows_of(
+                "c", dataset="wind", scraper_name="wind", data_source="ENTSOE", data_type="wind", file_format="XML"
+            ),
+        ]
+    )
+    await library.merge(
+        "fixes",
+        [
+            fix("kin", "nyiso_price", towards(1, 1.0)),
+            fix("stranger", "wind", towards(1, 1.0)),
+            fix("far stranger", "wind", towards(1, 9.0)),
+        ],
+    )
+    rows = await index.fixes("nyiso_load", "KeyError", NORTH)
+    assert [row["id"] for row in rows] == ["kin", "stranger"]
+    assert "data_source" in rows[0]["evidence"]["kin_by"]
+    assert [row["id"] for row in await index.fixes("nyiso_load")] == ["kin"]
+
+
+async def test_a_document_is_read_in_parts_of_its_current_version(library: Library, index: SearchIndex) -> None:
+    chunks = [(f"piece {number}", NORTH) for number in range(5)]
+    await library.put_all([rows_of("it's", chunks, version="2", schema_embedding=NORTH), rows_of("other")])
+    found = await index.document_part("it's", 1, 3)
+    assert found is not None
+    assert found[0]["id"] == "it's"
+    assert [row["content_summary"] for row in found[1]] == ["piece 1", "piece 2", "piece 3"]
+    assert await index.document_part("its", 0, 3) is None
+    vector = await index.api_vector("it's")
+    assert vector is not None
+    assert float(vector @ NORTH) == pytest.approx(1.0)
+    assert await index.api_vector("other") is None
 
 
 async def test_a_job_is_found_once_it_is_applied(library: Library, index: SearchIndex) -> None:

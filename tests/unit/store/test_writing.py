@@ -440,6 +440,33 @@ def test_a_fix_is_marked_wrong_and_right_again_also_by_a_repeated_report_of_it(p
     assert fixes(place)["c1"] == (2, None, None)
 
 
+def test_the_same_change_in_other_words_is_the_same_fix_and_another_change_is_not(place: str) -> None:
+    writer = open_writer(place)
+    numbered = {**FIX, "summary": "said otherwise", "diff": "@@ -1 +1 @@\n- x\n+ y\n"}
+    moved = {**FIX, "summary": "again", "diff": "@@ -80 +81 @@\n- x\n+ y"}
+    write(writer, command("c1", "fix", numbered), command("c2", "fix", moved))
+    write(writer, command("c3", "fix", {**FIX, "diff": "- x\n+ z"}))
+    write(writer, command("c4", "fix", {**FIX, "diff": None}), command("c5", "fix", {**FIX, "diff": None}))
+    assert fixes(place) == {
+        "c1": (2, None, None), "c2": (1, "c1", None), "c3": (1, None, None),
+        "c4": (2, None, None), "c5": (1, "c4", None),
+    }  # fmt: skip
+
+
+def test_a_mark_says_why_survives_a_report_in_the_same_batch_and_an_outcome_can_be_corrected(place: str) -> None:
+    writer = open_writer(place)
+    write(writer, command("c1", "fix", FIX))
+    mark = command("m1", "fix_mark", {"id": "c1", "wrong": True, "by": "ann", "note": "hides it"})
+    write(writer, mark, command("c2", "fix", FIX))
+    assert fixes(place)["c1"] == (2, None, "ann: hides it")
+    write(writer, command("m2", "fix_mark", {"id": "c1", "outcome": "failed"}), command("c3", "fix", FIX))
+    rows = {row["id"]: row for row in read(place, "scraper_fixes", FIX_FIELDS)}
+    assert (rows["c1"]["outcome"], rows["c1"]["marked_wrong_by"]) == ("failed", "ann: hides it")
+    assert (rows["c3"]["outcome"], rows["c3"]["merged_into"]) == ("worked", None), "it is no report of a failure"
+    (job,) = read(place, "shoal_jobs", ["result"], "command_id = 'm1'")
+    assert '"note":"hides it"' in job["result"]
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "says"),
     [
@@ -451,6 +478,8 @@ def test_a_fix_is_marked_wrong_and_right_again_also_by_a_repeated_report_of_it(p
         ("fix", {"summary": "x"}, "scraper_name"),
         ("fix_mark", {"id": "none", "wrong": True, "by": "ann"}, "no fix"),
         ("fix_mark", {"id": 3, "wrong": "yes"}, "fix_mark is"),
+        ("fix_mark", {"id": "c2"}, "fix_mark is"),
+        ("fix_mark", {"id": "c2", "outcome": "perhaps"}, "fix_mark is"),
     ],
 )
 def test_a_wrong_command_fails_by_itself_and_its_job_says_why(place: str, kind: str, body: object, says: str) -> None:
