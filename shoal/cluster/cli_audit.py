@@ -31,7 +31,7 @@ def audit(
     """
     from datetime import UTC, datetime
 
-    from shoal.cluster.dead_letters import moment
+    from shoal.sources.dead_letter_choice import moment
     from shoal.cluster.output import Format, emit_json, emit_rows, say
     from shoal.serve_apps.models import InvalidParameter
     from shoal.serve_apps.trail_search import AuditQuery, TrailSearch
