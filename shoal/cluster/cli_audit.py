@@ -31,10 +31,10 @@ def audit(
     """
     from datetime import UTC, datetime
 
-    from shoal.sources.dead_letter_choice import moment
     from shoal.cluster.output import Format, emit_json, emit_rows, say
     from shoal.serve_apps.models import InvalidParameter
     from shoal.serve_apps.trail_search import AuditQuery, TrailSearch
+    from shoal.sources.dead_letter_choice import moment
 
     form, now = format_of(output), datetime.now(UTC)
     first = moment(since, now)

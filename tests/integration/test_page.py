@@ -155,8 +155,8 @@ def test_a_dead_letter_is_replayed_from_the_page(page: Page, site: Site) -> None
     letters = page.get_by_role("table", name="Dead letters")
     expect(letters).to_contain_text("object_missing")
     letters.get_by_role("button", name="Replay").first.click()
-    expect(page.get_by_text("Announced again")).to_be_visible()
-    assert site.replayed.send.call_args.args[0] == "scraper-notifications"
+    expect(page.locator("main")).to_contain_text("Announced again")
+    assert "scraper-notifications" in [sent.args[0] for sent in site.replayed.send.call_args_list]
 
 
 def test_nothing_found_says_what_to_do(page: Page, site: Site) -> None:

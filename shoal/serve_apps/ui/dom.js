@@ -50,7 +50,7 @@ export function marked(text, spans) {
 /** A table with a caption. `columns`: [[title, cell(row), is_number?]]. Scrolls sideways by itself on a narrow screen. */
 export function table(caption, columns, rows, empty) {
   if (!rows.length) return h("p.note", null, empty ?? "Nothing.");
-  return h("div.scroll", { tabindex: "0", role: "region", "aria-label": caption },
+  return h("div.scroll", { tabindex: "0", role: "region", "aria-label": `${caption}: table` },
     h("table", null,
       h("caption.visually-hidden", null, caption),
       h("thead", null, h("tr", null, columns.map(([title, , number]) => h(number ? "th.number" : "th", { scope: "col" }, title)))),

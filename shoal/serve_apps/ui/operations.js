@@ -207,13 +207,13 @@ async function deadOf(signal) {
 }
 
 function letters(dead) {
-  const answer = h("p", { role: "status" });
+  const answer = h("p", null);
   return [answer,
     h("p", null, dead.matching ? `${count(dead.matching)} are open. Mend the cause, then replay.` : "None: everything that was announced is indexed or on its way."),
     dead.matching ? table("Dead letters", [
       ["Failed", (row) => when(row.failed_at)], ["Reason", (row) => row.reason], ["Document", (row) => row.key],
       ["Why", (row) => row.message], ["Replays", (row) => count(row.replays), true],
-      ["", (row) => h("button", { type: "button", "aria-label": `Replay ${row.id}`, onclick: (event) => replay(event.target, row, answer) }, "Replay")],
+      ["Action", (row) => h("button", { type: "button", "aria-label": `Replay ${row.id}`, onclick: (event) => replay(event.target, row, answer) }, "Replay")],
     ], dead.dead_letters) : null];
 }
 
