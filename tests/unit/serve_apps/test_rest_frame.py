@@ -128,6 +128,7 @@ async def test_the_docs_load_nothing_from_outside(http: Any) -> None:
 async def test_openapi_describes_every_call_with_an_example(http: Any) -> None:
     paths = (await http.get("/openapi.json")).json()["paths"]
     assert set(paths) == {
+        "/api/v1/audit",
         "/api/v1/cost",
         "/",
         "/healthz",
