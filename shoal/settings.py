@@ -368,6 +368,21 @@ class Settings(BaseSettings):
         60.0, ge=5.0, le=3600.0,
         description="How long the last known keys stand while their file can't be read; then no key is taken.",
     )  # fmt: skip
+    oidc_issuer: str = Field(
+        "",
+        pattern=r"^(https?://\S+)?$",
+        description="An identity provider whose tokens are taken beside keys; empty: none.",
+    )
+    oidc_audience: str = Field(
+        "", max_length=500,
+        description="Who its tokens must be meant for (aud): Shoal's own public URL, https://shoal.example.",
+    )  # fmt: skip
+    oidc_jwks_url: str = Field(
+        "", pattern=r"^(https?://\S+)?$", description="Its keys; empty: as its discovery document says."
+    )
+    oidc_scope_claim: str = Field(
+        "scope", description="The claim that grants, as scopes of keys do: read, write:scraper."
+    )
     rate_limit_per_minute: int = Field(
         6000, ge=0, le=10_000_000,
         description="Requests of one key per minute over all replicas: each gives a share of 1/serve_replicas_max. 0: "

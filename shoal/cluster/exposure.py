@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from shoal.errors import ConfigurationError
 from shoal.serve_apps.guard import Policy
 from shoal.serve_apps.key_store import keys_place, load_ring
+from shoal.serve_apps.tokens import Tokens
 from shoal.settings import Settings
 
 
@@ -14,6 +15,8 @@ def check_exposure(settings: Settings) -> None:
     """Raises ConfigurationError where others can reach it and nobody has a key; TransientError where that can't be
     told."""
     if Policy.of(settings).is_local or settings.auth == "anyone_may_do_anything":
+        return
+    if Tokens.of(settings) is not None:  # an identity provider says who may
         return
     place = keys_place(settings)
     ring, _ = load_ring(place)

@@ -34,6 +34,7 @@ from shoal.serve_apps.rate_limit import RateLimiter, retry_after
 from shoal.serve_apps.reach import asks_from_here, is_loopback
 from shoal.serve_apps.scopes import ANYONE, Caller, asking
 from shoal.serve_apps.scopes import Scope as AccessScope
+from shoal.serve_apps.tokens import Tokens, looks_like_a_token
 from shoal.serve_apps.trail import Entry, Trail, entry
 from shoal.settings import Settings
 
@@ -41,6 +42,8 @@ log = logging.getLogger("shoal.access")
 
 CREDENTIAL_CHARS_MAX = 8192
 """Tokens of identity providers have some 1-2 thousand; parsers of servers allow about this for all headers."""
+
+METADATA = "/.well-known/oauth-protected-resource"
 
 RPC_UNKNOWN = -32601
 """JSON-RPC 2.0: the method does not exist."""
@@ -78,11 +81,15 @@ class Gate:
         trail: Trail | None = None,
         browsers: Browsers | None = None,
         limiter: RateLimiter | None = None,
+        tokens: Tokens | None = None,
+        issuer: str = "",
+        resource: str = "",
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._policy, self._keys, self._now = policy, keys, now
         self.trail, self.browsers = trail, browsers or Browsers()
+        self._tokens, self._issuer, self._resource = tokens, issuer, resource.rstrip("/")
         self._limiter, self._clock = limiter or RateLimiter(0), clock
 
     @classmethod
@@ -92,6 +99,7 @@ class Gate:
             Policy.of(settings), keys, trail=Trail(settings),
             browsers=Browsers.of(settings.allowed_origins, settings.allowed_hosts),
             limiter=RateLimiter(settings.rate_limit_per_minute, 1 / settings.serve_replicas_max),
+            tokens=Tokens.of(settings), issuer=settings.oidc_issuer, resource=settings.oidc_audience,
         )  # fmt: skip
 
     async def caller(self, scope: Scope, headers: Headers) -> Caller:
@@ -106,14 +114,20 @@ class Gate:
             )  # fmt: skip
         now = self._now()
         try:
-            found = (await self._keys.ring()).verify(credential, now)
+            if self._tokens is not None and looks_like_a_token(credential):
+                found = await self._tokens.verify(credential)
+            else:
+                found = (await self._keys.ring()).verify(credential, now)
         except ShoalError as error:
             raise Refused(problem(503, str(error), _id(scope), headers={"Retry-After": "2"})) from None
         if found is None:
             raise Refused(
-                self._unknown(scope, "This key is unknown, mistyped, expired or revoked.", error="invalid_token")
+                self._unknown(
+                    scope, "This key or token is unknown, mistyped, expired or revoked.", error="invalid_token"
+                )
             )
-        self._keys.used(found.id, now)
+        if found.kind == "key":
+            self._keys.used(found.id, now)
         return found
 
     def _is_at_home(self, scope: Scope, headers: Headers) -> bool:
@@ -130,9 +144,27 @@ class Gate:
         parts = ['realm="shoal"']
         if error:
             parts.append(f'error="{error}"')
+        if self._tokens is not None and self._has_url:
+            parts.append(f'resource_metadata="{self._resource}{METADATA}"')
         if missing:
             parts.append(f'scope="{missing}"')
         return "Bearer " + ", ".join(parts)
+
+    @property
+    def _has_url(self) -> bool:
+        return self._resource.startswith(("https://", "http://")) and '"' not in self._resource
+
+    def metadata(self, scope: Scope) -> Response:
+        """RFC 9728: where a client gets a token for us."""
+        if self._tokens is None or not self._has_url:
+            return problem(404, "No identity provider is set; ask with an API key.", _id(scope))
+        said = {
+            "resource": self._resource + ("/mcp" if scope["path"].endswith("/mcp") else ""),
+            "authorization_servers": [self._issuer],
+            "scopes_supported": ["read", "write", "admin"],
+            "bearer_methods_supported": ["header"],
+        }
+        return Response(orjson.dumps(said), media_type="application/json")
 
     def judge(self, scope: Scope, caller: Caller, call: Call, *, hides: bool) -> None:
         """Raises Refused where `caller` may not. `hides`: what it can't see is 404, else 403 as all that it may not."""
@@ -191,7 +223,7 @@ class Gate:
 
     def refused(self, scope: Scope, caller: Caller | None, call: Call | None, via: str, status: int) -> None:
         """Leave the line of somebody who was not let in."""
-        if self.trail is not None and status not in (204, 400, 404, 405):
+        if self.trail is not None and status not in (200, 204, 400, 404, 405):
             self.trail.refusal(self._line("refused", scope, caller, call, via) | {"status": status})
 
     def _line(self, kind: str, scope: Scope, caller: Caller | None, call: Call | None, via: str) -> Entry:
@@ -264,6 +296,8 @@ class Guard:
                 raise Refused(_preflight(scope, headers, gate.browsers))
             is_delicate = via == "mcp" or scope["method"] not in ("GET", "HEAD")
             gate.check_origin(scope, headers, is_delicate=is_delicate)
+            if via == "rest" and scope["path"] in (METADATA, f"{METADATA}/mcp") and not is_delicate:
+                raise Refused(gate.metadata(scope))
             if via == "mcp":
                 caller = await gate.caller(scope, headers)  # who is not known is not read to the end
                 call, scope, receive = await _mcp(scope, receive)

@@ -34,6 +34,11 @@ def test_anywhere_else_it_names_both_ways_out(tmp_path: Path, bound: Any) -> Non
     check_exposure(load(data_dir=tmp_path, **bound))
 
 
+def test_an_identity_provider_is_as_good_as_a_key(tmp_path: Path) -> None:
+    provider = {"oidc_issuer": "https://id.example", "oidc_audience": "https://shoal.example"}
+    check_exposure(load(data_dir=tmp_path, http_host="0.0.0.0", **provider))
+
+
 def test_a_revoked_key_is_none(tmp_path: Path) -> None:
     callers = Callers(tmp_path, http_host="0.0.0.0")
     callers.key("read")

@@ -83,3 +83,9 @@ def test_the_name_that_deployments_know_stands_first() -> None:
 
 def test_an_unset_secret_is_shown_as_unset() -> None:
     assert shown("openai_api_key", None) is None
+
+
+def test_the_key_of_our_own_commands_is_not_shown() -> None:
+    settings = Settings(api_key="shoal_0123456789_" + "x" * 49)
+    assert "xxxx" not in str(rows(settings))
+    assert "xxxx" not in repr(settings)
