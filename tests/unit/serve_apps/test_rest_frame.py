@@ -139,6 +139,7 @@ async def test_openapi_describes_every_call_with_an_example(http: Any) -> None:
         "/api/v1/agents/context/similar-apis",
         "/api/v1/agents/context/fix-patterns",
         "/api/v1/agents/fixes",
+        "/api/v1/agents/fixes/{fix_id}",
         "/api/v1/ingest",
         "/api/v1/jobs/{job_id}",
     }
