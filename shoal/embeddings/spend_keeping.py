@@ -219,11 +219,11 @@ class SpendKeeper:
     # --- on the thread ------------------------------------------------------------------------
 
     def _start(self) -> None:
-        with self._lock:  # the loop and the half-price lane may be the first at once
-            if self._thread is not None or not self._starts or self._is_closed:
-                return
-            self._thread = threading.Thread(target=self._run, name="spend", daemon=True)
-            self._thread.start()
+        """With the lock held: the loop and the half-price lane may be the first at once."""
+        if self._thread is not None or not self._starts or self._is_closed:
+            return
+        self._thread = threading.Thread(target=self._run, name="spend", daemon=True)
+        self._thread.start()
 
     def _run(self) -> None:
         while not self._is_closed:

@@ -37,6 +37,7 @@ class PaidModel(HashModel):
 @pytest.fixture(autouse=True)
 def provider(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedder_module, "create_model", lambda *_, **__: PaidModel())
+    monkeypatch.setattr(embedder_module, "open_lane", lambda *_: None)
 
 
 def settings(tmp_path: Path, limit_usd: float = 0.0) -> Settings:
