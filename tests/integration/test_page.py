@@ -94,6 +94,9 @@ def test_a_question_is_answered_and_its_document_opened(page: Page) -> None:
     expect(page.get_by_role("heading", name="Lineage")).to_be_visible()
     expect(page.locator("dl.facts").first).to_contain_text("scraper-notifications")
     expect(page.locator("section[aria-label=Text] pre").first).not_to_be_empty()
+    with page.expect_download() as given:
+        page.get_by_role("button", name="The file itself").click()
+    assert given.value.path().stat().st_size > 0
     _is_whole(page)
 
 

@@ -38,6 +38,25 @@ export async function call(path, { body, method, signal } = {}) {
   return told;
 }
 
+/** Gives the file at `path` to the browser to keep. With a key it is fetched here, since a link carries none; the service
+ * may then lead to another host, which this page may not read: that is told. */
+export async function keep(path, name) {
+  const key = sessionStorage.getItem(KEY), link = document.createElement("a");
+  link.download = name;
+  link.href = address(path);
+  if (key) {
+    const headers = { Authorization: `Bearer ${key}` };
+    const response = await fetch(address(path), { headers, redirect: "manual" });
+    if (response.type === "opaqueredirect") {
+      throw new Problem(0, { title: "The file lies in a bucket", detail: `With a key the page can't follow there. Use: curl -L -O -J -H "Authorization: Bearer $SHOAL_API_KEY" "${address(path)}"` });
+    }
+    if (!response.ok) throw new Problem(response.status, await response.json().catch(() => ({ detail: `HTTP ${response.status}` })));
+    link.href = URL.createObjectURL(await response.blob());
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+  }
+  link.click();
+}
+
 /** The address of `path` for a link that the browser follows by itself. */
 export const address = (path) => new URL(path.replace(/^\//, ""), ROOT).href;
 

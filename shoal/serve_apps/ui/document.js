@@ -1,6 +1,6 @@
 // One document: what it says, its schema, APIs like it, and where it came from.
 
-import { address, call } from "./api.js";
+import { call, keep } from "./api.js";
 import { details, h, replace, table, trouble } from "./dom.js";
 import { bytes, count, number, when } from "./figures.js";
 
@@ -16,11 +16,19 @@ export async function showDocument(place, asked, { rest: [collection, id], signa
     h("h1", null, about.title || about.urn || about.id),
     h("p.about", null, [about.data_source, about.dataset, about.data_type, about.file_format].filter(Boolean).map((part) => h("span.tag", null, part)),
       h("time", { datetime: about.collected_at }, when(about.collected_at)),
-      h("a", { href: address(`${path}/raw`), rel: "noopener", download: "" }, `The file itself (${bytes(about.file_size_bytes)})`)),
+      h("button", { type: "button", onclick: (event) => download(event.target, `${path}/raw`, about.urn) }, `The file itself (${bytes(about.file_size_bytes)})`)),
     about.validation_status === "error" ? h("p.trouble", null, "This version could not be read: ", (about.warnings ?? []).join("; ")) : null,
     text, schema(found.chunks), likeness, lineage(about, found), everything(about));
   showText(text, path, found, signal);
   await showSimilar(likeness, found.chunks, signal);
+}
+
+async function download(button, path, name) {
+  try {
+    await keep(path, (name ?? "document").split("/").pop());
+  } catch (error) {
+    button.after(trouble(error));
+  }
 }
 
 function showText(place, path, found, signal) {
