@@ -184,7 +184,7 @@ class Gate:
         """Raises Refused where a page, or a name, asks that may not."""
         why = self.browsers.refuses(headers.get("origin"), headers.get("host", ""), is_delicate=is_delicate)
         if why is not None:
-            raise Refused(problem(403, why, _id(scope), kind="origin-refused", title="Not from there"))
+            raise Refused(problem(403, why, _id(scope), kind="origin-refused"))
 
     def check_rate(self, scope: Scope, caller: Caller) -> None:
         """Raises Refused where `caller` asks too often. Who needs no key is not counted: it has the machine."""

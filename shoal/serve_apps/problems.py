@@ -47,6 +47,8 @@ KINDS: Mapping[str, Kind] = {
         Kind("bad-request", 400, "The request could not be read", "Send a body of JSON, as /docs shows it."),
         Kind("unauthenticated", 401, "Nobody known asks", "Send an API key: Authorization: Bearer KEY."),
         Kind("forbidden", 403, "This caller may not do this", "Ask with a key whose scope has this call."),
+        Kind("origin-refused", 403, "A page of another origin, or another name, asks",
+             "Who runs this lets origins in by SHOAL_ALLOWED_ORIGINS, and names by SHOAL_ALLOWED_HOSTS."),
         Kind("location-refused", 403, "The file lies where nothing is read from",
              "Let allowed_roots or allowed_buckets name the place, if it is meant to be read."),
         Kind("not-found", 404, "There is nothing here", "Look at the path and the id; /docs lists the calls."),

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import orjson
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from shoal.errors import TransientError
 from shoal.serve_apps.models import InvalidParameter, Name, Request, Text
@@ -71,9 +71,9 @@ class AuditQuery(Request):
 
     @field_validator("since", "until")
     @classmethod
-    def _time(cls, value: str | None) -> str | None:
-        if value is not None:
-            time_bound(value, is_end=False)
+    def _time(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None:  # after the last day there is none that could end it
+            time_bound(value, is_end=info.field_name == "until")
         return value
 
     def bounds(self, now: datetime) -> tuple[str, str]:

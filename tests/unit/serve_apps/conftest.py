@@ -29,6 +29,7 @@ from shoal.serve_apps.request_frame import Limits
 from shoal.serve_apps.reranking import Reranker
 from shoal.serve_apps.rest import create_rest
 from shoal.serve_apps.search_service import SearchService
+from shoal.serve_apps.trail_search import TrailSearch
 from shoal.settings import Settings, load
 from shoal.store.documents import Facts
 from shoal.store.facets import Facets
@@ -252,7 +253,10 @@ class Stand:
         commands = Commands(self.log.open, "commands")
         documents = DocumentService(service.index, service.lag, commands, RawFiles(settings), Pusher(settings))
         self.dead_letters = DeadLetters(settings, lambda _: self.letters, lambda _: self.log.open())
-        return create_rest(service, documents=documents, dead_letters=self.dead_letters, limits=self.limits)
+        return create_rest(
+            service, documents=documents, dead_letters=self.dead_letters, limits=self.limits,
+            audit=TrailSearch(settings),
+        )  # fmt: skip
 
     def no_tables(self) -> None:
         self.tables_error = TransientError("no tables yet", 1.0)

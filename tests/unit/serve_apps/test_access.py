@@ -28,7 +28,8 @@ LEVELS = {"read": 1, "write": 2, "admin": 3}
 # call: (scope, where): open; scraper, the collection that the path or the argument names, all, or any.
 CONTRACT = {
     "GET /": "open", "GET /healthz": "open", "GET /readyz": "open", "GET /docs": "open", "GET /docs/{name}": "open",
-    "GET /openapi.json": "open", "GET /ui": "open", "GET /ui/{name:path}": "open",
+    "GET /openapi.json": "open", "GET /problems": "open", "GET /problems/{name}": "open",
+    "GET /ui": "open", "GET /ui/": "open", "GET /ui/{name}": "open",
     "GET /.well-known/oauth-protected-resource": "open", "GET /.well-known/oauth-protected-resource/mcp": "open",
     "GET /metrics": "read all",
     "GET /api/v1/scrapes/search": "read scraper", "GET /api/v1/scrapes/{hash}": "read scraper",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shoal.serve_apps import examples, examples_flow
+from shoal.serve_apps import examples, examples_flow, problems
 from shoal.store.cadence import rhythm
 from shoal.store.facets import Facets
 from shoal.store.feeds import Catalogue, Feed
@@ -126,3 +128,9 @@ async def test_the_example_of_a_problem_has_the_fields_of_one(http: Any) -> None
     assert (example["type"], example["title"], example["advice"]) == (
         problem["type"], problem["title"], problem["advice"]
     )  # fmt: skip
+
+
+def test_every_kind_of_problem_that_the_code_names_is_a_documented_one() -> None:
+    sources = (Path(problems.__file__).parent).glob("*.py")
+    named = {kind for source in sources for kind in re.findall(r'problem\(.*kind="([a-z-]+)"', source.read_text())}
+    assert {"origin-refused", "starting", "refused"} <= named <= problems.KINDS.keys()
