@@ -97,6 +97,16 @@ class FenceSuite:
             real(*staged[0], max_retries=0)
         assert place.job_ids() == [("once",)]
 
+    def test_a_handle_does_not_take_the_commit_of_a_writer_of_the_same_epoch_for_its_own(self, place: Place) -> None:
+        place.writer()
+        ours, other = place.jobs(), place.jobs()
+        put(ours, "ours")
+        ours.settle(ours.fence.epoch)
+        other.refresh()
+        put(other, "theirs")
+        with pytest.raises(CommitRefused):
+            ours.settle(ours.fence.epoch)
+
     def test_an_index_built_meanwhile_refuses_nobody(self, place: Place) -> None:
         place.writer()
         table = place.jobs()

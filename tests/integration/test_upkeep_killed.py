@@ -180,7 +180,7 @@ def assert_whole(run: Run, expected: Rows) -> None:
     assert report is not None
     assert report.findings == ()
     tags = []
-    for table, kind in zip(damage.KEYS, ("metadata", "vectors", "fixes", "jobs"), strict=True):
+    for table, kind in zip(damage.KEYS, ("metadata", "vectors", "fixes", "jobs", "spend"), strict=True):
         held = FencedTable.open(kind, f"{run.uri}/{table}.lance", {})
         assert held is not None
         for name, view in views(held).items():
