@@ -184,9 +184,11 @@ class FencedTable:
             raise FencedError(f"writer {self.fence.epoch} took {self.uri} from writer {epoch}: this one ends")
 
     def settle(self, epoch: int) -> None:
-        """After an operation that may have moved the handle past others' commits: trust nothing, look again. Raises
-        FencedError; CommitRefused where a writer that was opened at the same moment, with the same epoch, has committed:
-        the handle would take its commits, half a batch too, for ours."""
+        """After an operation that may have moved the handle past others' commits: trust nothing, look again.
+
+        Raises FencedError; CommitRefused where a writer that was opened at the same moment, with the same epoch, has
+        committed: its commits, half a batch too, would be taken for ours.
+        """
         held = self.fence.token
         self.refresh()
         self.check_epoch(epoch)
