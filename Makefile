@@ -18,7 +18,7 @@ PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shel
 SYNCED := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit fmt bench bench-store bench-embedder soak chaos simulate twice
+.PHONY: help demo test check lint unit fmt bench bench-store bench-embedder flow load soak chaos simulate twice manifests
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,11 +52,20 @@ bench-store: $(SYNCED) ## Measure tables and search core by themselves (ARGS=--q
 bench-embedder: $(SYNCED) ## Measure the use of a provider's limits, waits and CPU (ARGS=--smoke: seconds; ARGS=--help)
 	@.venv/bin/python -m bench.embedder $(ARGS)
 
+flow: $(SYNCED) ## Simulate the flow at 1 to 1,000 times the load: where it saturates, what carries it (ARGS=--help)
+	@.venv/bin/python -m bench.flow $(ARGS)
+
+load: $(SYNCED) ## Ask 100,000 documents as 100 people and agents do while files come in (ARGS=--help)
+	@LANCE_LOG=error .venv/bin/python -m loadtests.run $(ARGS)
+
 soak: $(SYNCED) ## Commit 20,000 times with upkeep on and questions all along; then look it over (ARGS=--help)
 	@LANCE_LOG=error .venv/bin/python -m bench.soak $(ARGS)
 
 chaos: $(SYNCED) ## Kill it KILLS times (SEED=n) while it works; nothing may be lost or doubled (ARGS=--help)
 	@.venv/bin/python -m tests.chaos --kills $(KILLS) --seed $(SEED) $(ARGS)
+
+manifests: $(SYNCED) ## Check the Kubernetes manifests, Serve configs and Dockerfile as a cluster would (needs Go)
+	@.venv/bin/pytest tests/unit/manifests $(ARGS)
 
 twice: $(SYNCED) ## Index all of the shared real data over and over, shuffled: the tables are those of once
 	@SHOAL_TEST_SHARE=1 .venv/bin/pytest tests/integration/test_real_data_twice.py $(ARGS)

@@ -90,6 +90,17 @@ class Tree:
             total += times.user + times.system + times.children_user + times.children_system
         return total
 
+    def cpu_by_role_s(self) -> dict[str, float]:
+        """Likewise by role; what has ended counts for the role of its parent."""
+        found: dict[str, float] = defaultdict(float)
+        for process in self.processes():
+            try:
+                times, name = process.cpu_times(), role(process.cmdline())
+            except psutil.Error:
+                continue
+            found[name] += times.user + times.system + times.children_user + times.children_system
+        return dict(found)
+
     def memory(self) -> Snapshot:
         """Memory by role, now."""
         found: dict[str, list[tuple[int, int]]] = defaultdict(list)

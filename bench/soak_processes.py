@@ -142,13 +142,16 @@ def _note(shared: Shared, words: str) -> None:
 
 
 def _settle(plan: Plan, log: Log, shared: Shared) -> None:
-    """Two commits of what is there already make upkeep due; then until every chunk is in its indexes."""
-    writer, deadline = _opened(plan.settings(compact_commits=2), plan), time.monotonic() + SETTLE_S
+    """Two commits of what is there already make upkeep due; then until every chunk is in its indexes, and no index is
+    to be built."""
+    settings = plan.settings(compact_commits=2)
+    writer, deadline = _opened(settings, plan), time.monotonic() + SETTLE_S
     for number in range(max(0, plan.commits - 2), plan.commits):
         _apply(writer, log, number, shared)
     while time.monotonic() < deadline:
         if not _step(writer, shared):
-            if tables.coverage(plan.uri).is_whole(with_vectors=False):
+            is_idle = not writer.is_building and not tables.owed(settings)
+            if is_idle and tables.coverage(plan.uri).is_whole(with_vectors=False):
                 return
             time.sleep(0.1)
     shared.say(f"upkeep did not come to an end within {SETTLE_S:g} s")

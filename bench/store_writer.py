@@ -2,13 +2,14 @@
 
 It runs the real `TableWriter` and does upkeep as the writer actor does (a step after each commit; all that is due
 when asked to settle), and tells what each took: seconds of wall and of CPU, its children's included. Upkeep is
-driven through `TableWriter.maintain` alone, and what it did is known by the words it returns and by the children
-it has meanwhile.
+driven through `TableWriter.maintain` alone, and what it did is known by the words it returns: also how long a build
+beside the writer took, which may be over between two looks.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import re
 import resource
 import time
 import traceback
@@ -17,8 +18,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from typing import Any
-
-import psutil
 
 from bench import tables
 from bench.corpus import MODEL, Corpus
@@ -30,7 +29,9 @@ NEVER = 10**9
 UNINDEXED_MAX = 2_000
 """Chunks that upkeep may leave for later: it takes them in when they are worth it."""
 SETTLE_S = 7_200.0
-KINDS = {"trained": "build", "built": "build", "compacted": "compaction", "folded": "fold", "indexed": "scalar index"}
+KINDS = {"compacted": "compaction", "folded": "fold", "indexed": "scalar index"}
+BUILT = re.compile(r"\w+ of \w+ took (?P<took>[\d.]+) s \((?P<cpu>[\d.]+) CPU-s\)")
+"""An index that was built in a child of the writer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,18 +151,19 @@ class _Writer:
         """Upkeep until nothing is due or under way and (nearly) every chunk is in its indexes, the vector index too
         where it is asked for."""
         work, deadline = Work(), time.monotonic() + SETTLE_S
-        began, began_cpu, builds = time.perf_counter(), cpu_s(), _Builds()
+        began, began_cpu = time.perf_counter(), cpu_s()
         while True:
-            did = self._step(work)
-            builds.look(work)
-            if did:
+            if self._step(work):
                 continue
-            if not builds.are_under_way:
+            if not self._tables.is_building and not tables.owed(self._settings):
                 covered = tables.coverage(self._uri)
                 if covered.is_whole(with_vectors=with_vectors, spare=UNINDEXED_MAX):
                     break
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"upkeep does not come to an end: {covered}, last {work.spans[-3:]}")
+                    owed = tables.owed(self._settings)
+                    raise RuntimeError(
+                        f"upkeep does not come to an end: {covered}, owed {owed}, last {work.spans[-3:]}"
+                    )
             time.sleep(0.05)
         work.took_s, work.cpu_s = time.perf_counter() - began, cpu_s() - began_cpu
         return _measured(work)
@@ -175,38 +177,14 @@ class _Writer:
         work.cpu_s += spent
         work.upkeep_s += ended - began
         work.upkeep_cpu_s += spent
-        if text is not None:
+        if text is None:
+            return False
+        if found := BUILT.match(text):
+            work.spans.append(Span("build", text, ended - float(found["took"]), ended, float(found["cpu"])))
+        else:
             kind = next((kind for word, kind in KINDS.items() if text.startswith(word)), "other")
             work.spans.append(Span(kind, text, began, ended, spent))
-        return text is not None
-
-
-class _Builds:
-    """Children of this process: index builds, where they are not done in the writer's own thread."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[psutil.Process, float, float]] = {}  # process, since when, its CPU-seconds
-
-    @property
-    def are_under_way(self) -> bool:
-        return bool(self._seen)
-
-    def look(self, work: Work) -> None:
-        """Note who came and who went; a child's span is told when it has ended."""
-        now, alive = time.time(), set()
-        for child in psutil.Process().children():
-            try:
-                if child.status() == psutil.STATUS_ZOMBIE or "resource_tracker" in " ".join(child.cmdline()):
-                    continue
-                times = child.cpu_times()
-            except psutil.Error:
-                continue
-            alive.add(child.pid)
-            since = self._seen[child.pid][1] if child.pid in self._seen else now
-            self._seen[child.pid] = (child, since, times.user + times.system)
-        for pid in self._seen.keys() - alive:
-            _, since, spent = self._seen.pop(pid)
-            work.spans.append(Span("build", f"a build in a child took {now - since:.1f} s", since, now, spent))
+        return True
 
 
 def _measured(work: Work) -> Work:

@@ -1,4 +1,5 @@
-"""What the tables on disk are, read with lance alone: how much of them is indexed, and how large they are.
+"""What the tables on disk are, read with lance alone: how much of them is indexed, and how large they are; and what
+their writer has noted that it owes them.
 
 It opens the newest version each time and writes nothing. Only for tables on a local disk.
 """
@@ -11,7 +12,11 @@ from typing import Any
 
 import lance
 
+from shoal.settings import Settings
+from shoal.store.index_policy import Act
+from shoal.store.index_state import STATE
 from shoal.store.schemas import IS_DOCUMENT
+from shoal.store.state_files import read_state
 
 TABLES = ("scraper_metadata", "scraper_vectors", "scraper_fixes", "shoal_jobs")
 VECTOR_COLUMN, TEXT_COLUMN = "content_embedding", "content_summary"
@@ -38,6 +43,13 @@ class Coverage:
             return 1.0
         held = [self.text or 0] + ([self.vector] if self.vector is not None else [])
         return min(1.0, min(held) / self.rows)
+
+
+def owed(settings: Settings) -> list[str]:
+    """Columns whose index is to be built, now or after the rest that follows a build."""
+    state = read_state(settings, STATE) or {}
+    kept = [one for columns in state.get("tables", {}).values() for one in columns.items()]
+    return [column for column, record in kept if record["due"] != Act.NOTHING]
 
 
 @dataclass(frozen=True, slots=True)

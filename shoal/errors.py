@@ -50,6 +50,10 @@ class TransientError(ShoalError):
         return self.message
 
 
+class ThrottledError(TransientError):
+    """The system answers, and wants to be asked less often."""
+
+
 class FullError(TransientError):
     """As many wait for this as may: come back later."""
 
@@ -60,6 +64,10 @@ class PermanentError(ShoalError):
 
 class ConfigurationError(PermanentError):
     """A person must change a setting, a permission or a key; retrying or dead-lettering would only flood."""
+
+
+class QuotaError(ConfigurationError):
+    """What the account may use is used up: somebody must pay, or wait for the next month."""
 
 
 class FencedError(PermanentError):

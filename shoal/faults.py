@@ -28,7 +28,7 @@ RARE = (
     "state.writing",
 )
 """Those of upkeep that comes seldom, or only where it is asked for: armed in a running service, they would wait there.
-tests/integration/test_upkeep_killed.py reaches each."""
+tests/parts/test_upkeep_killed.py reaches each."""
 POINTS = (
     "writer.opening",
     "writer.before_chunks",

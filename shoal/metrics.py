@@ -2,7 +2,8 @@
 
 Statistics are plain dataclasses that every actor returns from `statistics()`; the supervisor gathers them
 into `status.json`. Names end in their unit. `stalled_s` is how long an actor's own loop or thread has not turned:
-0 while it works or idles, however slow its systems are.
+0 while it works or idles, however slow its systems are. `durations`: histograms (shoal/histograms.py), by the stages of
+shoal/metric_table.py.
 """
 
 from __future__ import annotations
@@ -49,7 +50,16 @@ class ReaderStatistics:
     outcomes: dict[str, int] = field(default_factory=dict)
     dead_letters: dict[str, int] = field(default_factory=dict)
     retries: int = 0
+    retried: dict[str, int] = field(default_factory=dict)  # the same by stage
+    messages: int = 0  # polled
+    message_bytes: int = 0
+    offset_commits: int = 0  # acknowledged by the brokers
+    offset_commits_refused: int = 0
+    rebalances: int = 0
+    broker_unreachable_s: float = 0.0  # since its client lost them all; 0 where it reaches one
+    durations: dict[str, int] = field(default_factory=dict)
     last_error: str | None = None
+    is_leaving: bool = False  # for good: it was told to, and takes nothing new
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +76,8 @@ class FetcherStatistics:
     extraction_kills: int
     held_bytes: int = 0
     stalled_s: float = 0.0
+    durations: dict[str, int] = field(default_factory=dict)
+    slots: int = 0  # documents that can be in work at once; the others in flight wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +142,9 @@ class EmbedderStatistics:
     running_max: int = 0
     spend: SpendStatistics | None = None
     half_price: BatchStatistics | None = None
+    queued_bytes: int = 0
+    request_failures: dict[str, int] = field(default_factory=dict)  # by cause: shoal/embeddings/calling.py
+    durations: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +165,11 @@ class WriterStatistics:
     stalled_s: float = 0.0
     ended: str | None = None
     last_error: str | None = None
+    queued_bytes: int = 0
+    failed_commits: int = 0
+    committed_documents: int = 0  # and deletions and commands: what was acknowledged
+    failed_upkeep: int = 0
+    durations: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,7 @@ class Announcement:
     extra: str = "{}"  # JSON of the message's unknown fields
     is_replay: bool = False  # a copy: `position` is the original's, whose rows it may write anew
     is_backfill: bool = False  # history that is read again: what is new goes before it
+    trace: str | None = None  # the traceparent that its stages go on with (shoal/tracing.py)
 
 
 @dataclass(frozen=True, slots=True)

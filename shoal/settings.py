@@ -12,7 +12,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -235,6 +244,25 @@ class Settings(BaseSettings):
     # --- actors -------------------------------------------------------------------------------
     readers: int = Field(2, ge=1, description="Partition readers.")
     fetchers: int = Field(2, ge=1, description="Fetch workers.")
+    readers_max: int = Field(
+        0, ge=0, description="So many readers come while there is lag that they help with; 0: none but `readers`."
+    )
+    fetchers_max: int = Field(
+        0, ge=0, description="So many fetch workers come while their queue is long; 0: none but `fetchers`."
+    )
+    lag_target_s: float = Field(
+        60.0, ge=1, le=86_400, description="Readers come while the lag would take longer than this at the present rate."
+    )
+    scale_out_s: float = Field(
+        30.0, ge=1, le=3600, description="How long pressure lasts before readers or fetch workers come."
+    )
+    scale_in_s: float = Field(
+        300.0, ge=1, le=86_400, description="How long calm lasts before some of those go; each change is a rebalance."
+    )
+    reader_cpus: float = Field(
+        0.1, gt=0, le=1, description="CPUs that Ray sets aside for a reader: one without room waits for a new node."
+    )
+    fetcher_cpus: float = Field(0.2, gt=0, le=1, description="CPUs that Ray sets aside for a fetch worker.")
     commit_rows_max: int = Field(2000, ge=1, description="Rows (chunks) that close a commit.")
     commit_bytes_max: int = Field(64 * MIB, ge=MIB, description="Bytes that close a commit.")
     commit_linger_ms: int = Field(
@@ -348,12 +376,44 @@ class Settings(BaseSettings):
         "", pattern=r"^(s3://[^/]+(/.*)?)?$",
         description="Where files that are pushed over REST are put: s3://bucket/prefix. Empty: {data_dir}/objects.",
     )  # fmt: skip
-    serve_replicas_max: int = Field(2, ge=1, description="Upper bound of REST and of MCP replicas.")
+    client_timeout_s: float = Field(
+        30.0, ge=1, le=3600,
+        description="How long a client may take for the head of a request and the beginning of its body, and how long "
+        "it may then be silent or read nothing (HAProxy ingress).",
+    )  # fmt: skip
+    serve_replicas_min: int = Field(1, ge=1, description="REST and MCP replicas that always run; 2 to outlive one.")
+    serve_replicas_max: int = Field(
+        2, ge=1, validate_default=True, description="Upper bound of REST and of MCP replicas."
+    )
+    serve_target_requests: float = Field(
+        16.0, ge=0.1, le=100, description="Requests that a replica is meant to answer at once; above, more are started."
+    )
+    serve_upscale_delay_s: float = Field(5.0, ge=0, le=3600, description="How long there must be more of them.")
+    serve_downscale_delay_s: float = Field(120.0, ge=0, le=86_400, description="How long fewer, before a replica ends.")
     haproxy: Literal["auto", "off"] = Field("auto", description="HAProxy ingress where Ray ships it.")
     dashboard_port: int = Field(0, ge=0, le=65535, description="Port of the Ray dashboard; 0: no dashboard.")
+    metrics_port: int = Field(
+        0, ge=0, le=65535,
+        description="Port of Ray's metrics page (docs/metrics.md), on every address of this node; 0: any.",
+    )  # fmt: skip
     ray_address: str | None = Field(None, description="An existing Ray cluster; empty: start one here.")
+    core_resource: str = Field(
+        "", pattern=r"^([A-Za-z][A-Za-z0-9_.-]*)?$",
+        description="A Ray resource that only some nodes have: writer and embedder run there, say where the cache's "
+        "volume is. Empty: anywhere.",
+    )  # fmt: skip
     object_store_bytes: int = Field(256 * MIB, ge=80 * MIB, description="Ray's shared memory on this node.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Level of Shoal's own log.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines for people, or one JSON object per line; both name document, message and request."
+    )
+    otlp_endpoint: str = Field(
+        "", pattern=r"^(https?://\S+)?$",
+        description="Where traces are sent by OTLP over HTTP: http://collector:4318 (docs/tracing.md); empty: none.",
+    )  # fmt: skip
+    trace_share: float = Field(
+        1.0, ge=0, le=1, description="Share of the traces that begin here; one that came with a message decides itself."
+    )
 
     # --- access -------------------------------------------------------------------------------
     auth: Literal["auto", "required", "anyone_may_do_anything"] = Field(
@@ -404,6 +464,21 @@ class Settings(BaseSettings):
     api_key: SecretStr | None = Field(
         None, description="The key that Shoal's own commands send when they ask a running Shoal."
     )
+
+    @field_validator("serve_replicas_max")
+    @classmethod
+    def _most_replicas(cls, value: int, info: ValidationInfo) -> int:
+        if value < (least := info.data.get("serve_replicas_min", 1)):
+            raise ValueError(f"is below serve_replicas_min ({least}): raise it too")
+        return value
+
+    @field_validator("readers_max", "fetchers_max")
+    @classmethod
+    def _most_of_a_pool(cls, value: int, info: ValidationInfo) -> int:
+        pool = str(info.field_name).removesuffix("_max")
+        if value and value < (least := info.data.get(pool, 1)):
+            raise ValueError(f"is below {pool} ({least}): raise it too, or leave it out")
+        return value
 
     @field_validator("allowed_origins")
     @classmethod

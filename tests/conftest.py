@@ -21,7 +21,9 @@ from shoal.settings import Settings
 from tests.fixtures.browser import browser
 from tests.fixtures.browser import chromium as chromium_program
 from tests.fixtures.kafka_server import KafkaServer, kafka_jars
+from tests.fixtures.manifests import manifest_check
 from tests.fixtures.parts import PartUnavailable
+from tests.fixtures.prometheus import program
 from tests.fixtures.s3_server import S3Server, s3_program
 
 if TYPE_CHECKING:
@@ -40,9 +42,9 @@ LEAKY_NAMES = ("LANCEDB_PATH", "GO_BACKEND_URL", "RAY_ADDRESS")
 KEPT_PREFIX = "SHOAL_TEST_"  # for the tests themselves: SHOAL_TEST_DATA
 
 PARTS: dict[str, Callable[[], object]] = {
-    "kafka_server": kafka_jars, "s3_server": s3_program, "chromium": chromium_program,
+    "kafka_server": kafka_jars, "s3_server": s3_program, "chromium": chromium_program, "manifests": manifest_check,
 }  # fmt: skip
-INTEGRATION_DIR = Path(__file__).parent / "integration"
+INTEGRATION = {Path(__file__).parent / name for name in ("integration", "parts")}
 
 
 def pytest_configure() -> None:
@@ -55,7 +57,8 @@ def pytest_configure() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if INTEGRATION_DIR in item.path.parents or not PARTS.keys().isdisjoint(getattr(item, "fixturenames", ())):
+        needs_parts = not PARTS.keys().isdisjoint(getattr(item, "fixturenames", ()))
+        if needs_parts or not INTEGRATION.isdisjoint(item.path.parents):
             item.add_marker(pytest.mark.integration)
 
 
@@ -79,13 +82,12 @@ def no_settings_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def logs_left_alone() -> Iterator[None]:
-    """An actor made in a test's own process sets up `shoal`'s logger; the next test's `caplog` must still hear it."""
+def logs_left_alone() -> None:
+    """An actor made in a test's own process, or for a whole module, sets up `shoal`'s logger; `caplog` must hear it."""
     root = logging.getLogger("shoal")
-    handlers, level, propagates = list(root.handlers), root.level, root.propagate
-    yield
-    root.handlers[:], root.propagate = handlers, propagates
-    root.setLevel(level)
+    root.handlers.clear()
+    root.propagate = True
+    root.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -111,6 +113,18 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     server = _or_reason(lambda: S3Server(tmp_path_factory.mktemp("s3") / "server"))
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    """Prometheus' own tool; where it is, its server is too (tests.fixtures.prometheus)."""
+    return _or_reason(lambda: program("promtool"))
+
+
+@pytest.fixture(scope="session")
+def manifests() -> tuple[str, tuple[str, ...]]:
+    """The strict check of manifests: its program, and the CRDs."""
+    return _or_reason(manifest_check)
 
 
 @pytest.fixture(scope="module")

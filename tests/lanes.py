@@ -1,9 +1,10 @@
 """All tests as two pytest processes side by side: what `make test` does without ARGS.
 
-The quick lane computes: unit tests, properties, simulations. The long one mostly waits: for servers to start, for
-leases to run out, for a replacement of what was killed. They share no port, directory or server, since every fixture
-takes its own, and the quick lane is the more polite of the two. It is shown while it runs, and then the long one from
-its beginning, each with pytest's own last line. Whatever of the two fails, the whole fails.
+The quick lane computes: unit tests, properties, simulations, then what single parts promise on a real server and keep
+though they are killed. The long one mostly waits: for whole services to start, for leases to run out, for a replacement
+of what was killed. They share no port, directory or server, since every fixture takes its own, and the quick lane is
+the more polite of the two. It is shown while it runs, and then the long one from its beginning, each with pytest's own
+last line. Whatever of the two fails, the whole fails.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-QUICK = ("unit", "properties", "simulation")
+QUICK = ("unit", "properties", "simulation", "contract", "parts")
 NICE = 5
 LOOK_S = 0.2
 INTERRUPTED = 130
+SLOWEST = ("--durations=25", "--durations-min=10")  # said in the end: where a lane's hour went
 
 
 def lanes() -> tuple[list[str], list[str]]:
     """The directories of the quick lane and of the long one: each that has tests is in one of them."""
     found = sorted(place for place in TESTS.iterdir() if place.is_dir() and any(place.rglob("test_*.py")))
-    quick = [str(place) for place in found if place.name in QUICK]
+    quick = [str(place) for name in QUICK for place in found if place.name == name]
     return quick, [str(place) for place in found if place.name not in QUICK]
 
 
@@ -63,4 +65,4 @@ def _show(log: int, start: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(*([sys.executable, "-m", "pytest", *places] for places in lanes())))
+    sys.exit(run(*([sys.executable, "-m", "pytest", *SLOWEST, *places] for places in lanes())))

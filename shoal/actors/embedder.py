@@ -17,6 +17,7 @@ from functools import partial
 import orjson
 import ray
 
+from shoal import tracing
 from shoal.actors.half_price import open_lane
 from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
@@ -29,6 +30,7 @@ from shoal.embeddings.purposes import Purpose
 from shoal.embeddings.service import EmbeddingService
 from shoal.errors import BadDocument
 from shoal.faults import reach
+from shoal.log_format import about
 from shoal.metrics import EmbedderStatistics
 from shoal.records import Announcement, Command, Embedded, EmbeddedCommand, Failure, Fetched
 from shoal.settings import Settings
@@ -59,6 +61,11 @@ class Embedder:
     async def embed(self, fetched: Fetched) -> tuple[Failure | None, Embedded]:
         """Why the document's texts were refused (or None), and what to write either way."""
         self._pulse.follow_loop()
+        document, trace = fetched.announcement.document_id, fetched.announcement.trace
+        with about(document=document, trace=tracing.trace_id(trace)), tracing.span("embed", trace):
+            return await self._embed(fetched)
+
+    async def _embed(self, fetched: Fetched) -> tuple[Failure | None, Embedded]:
         extraction = fetched.extraction
         assert extraction is not None, "a failed document has nothing to embed"
         announcement = fetched.announcement

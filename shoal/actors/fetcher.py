@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import ray
 
+from shoal import tracing
 from shoal.actors.extraction import ExtractionPool
 from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
@@ -25,6 +26,8 @@ from shoal.actors.pulse import Pulse
 from shoal.documents.pipeline import Context
 from shoal.errors import BadDocument
 from shoal.faults import reach
+from shoal.histograms import Durations
+from shoal.log_format import about
 from shoal.metrics import FetcherStatistics
 from shoal.records import Announcement, Failure, Fetched
 from shoal.settings import Settings
@@ -47,6 +50,7 @@ class Fetcher:
         self._threads = ThreadPoolExecutor(DOWNLOADS_MAX, thread_name_prefix="download")
         self._held = asyncio.Semaphore(HELD_OBJECTS_MAX)
         self._in_flight = self._fetched = self._fetched_bytes = self._failed = self._held_bytes = 0
+        self._durations = Durations()
         self._pulse = Pulse()
 
     @ray.method(num_returns=2)
@@ -57,9 +61,11 @@ class Fetcher:
         """
         self._pulse.follow_loop()
         self._in_flight += 1
+        document, trace = announcement.document_id, announcement.trace
         try:
-            async with self._held:
-                fetched = await self._fetch(announcement)
+            with about(document=document, trace=tracing.trace_id(trace)), tracing.span("fetch", trace):
+                async with self._held:
+                    fetched = await self._fetch(announcement)
         finally:
             self._in_flight -= 1
         self._fetched += 1
@@ -75,10 +81,14 @@ class Fetcher:
 
     async def _fetch(self, announcement: Announcement) -> Fetched:
         loop = asyncio.get_running_loop()
+        began = time.monotonic()
         try:
-            body = await loop.run_in_executor(self._threads, self._objects.read, announcement)
+            with tracing.span("download"):
+                body = await loop.run_in_executor(self._threads, self._objects.read, announcement)
         except BadDocument as error:
             return Fetched(announcement, failure=Failure(error.reason, error.message, "fetch"))
+        finally:
+            self._durations.observe("stage.download", time.monotonic() - began)
         reach("fetcher.after_download")
         self._held_bytes += len(body.data)
         try:
@@ -91,10 +101,14 @@ class Fetcher:
         announcement = replace(announcement, warnings=(*announcement.warnings, *body.warnings))
         sha256, md5 = await loop.run_in_executor(self._threads, _hashes, body.data)
         fetched = Fetched(announcement, sha256, md5, len(body.data), etag=body.etag, version_id=body.version_id)
+        began = time.monotonic()
         try:
-            return replace(fetched, extraction=await self._pool.extract(body.data, context_of(announcement, body)))
+            with tracing.span("extract", shoal__bytes=len(body.data)):
+                return replace(fetched, extraction=await self._pool.extract(body.data, context_of(announcement, body)))
         except BadDocument as error:
             return replace(fetched, failure=Failure(error.reason, error.message, "extract"))
+        finally:
+            self._durations.observe("stage.extract", time.monotonic() - began)
 
     @ray.method(concurrency_group="health")
     async def statistics(self) -> FetcherStatistics:
@@ -110,6 +124,8 @@ class Fetcher:
             extraction_kills=self._pool.kills,
             held_bytes=self._held_bytes,
             stalled_s=self._pulse.stalled_s(),
+            durations=self._durations.counts(),
+            slots=HELD_OBJECTS_MAX,
         )
 
     async def __ray_shutdown__(self) -> None:

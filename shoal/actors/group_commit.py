@@ -25,6 +25,11 @@ class GroupCommit(Generic[Entry]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all that waits."""
+        return sum(entry[2] for entry in self._entries)
+
     def add(self, entry: Entry, rows: int, size_bytes: int, now: float) -> None:
         """`now`: seconds of any monotonic clock."""
         if self._opened_at is None:
@@ -36,7 +41,7 @@ class GroupCommit(Generic[Entry]):
         if self._opened_at is None:
             return None
         rows = sum(entry[1] for entry in self._entries)
-        if rows >= self.rows_max or sum(entry[2] for entry in self._entries) >= self.bytes_max:
+        if rows >= self.rows_max or self.size_bytes >= self.bytes_max:
             return 0.0
         return max(0.0, self._opened_at + self.linger_s - now)
 

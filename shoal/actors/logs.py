@@ -1,19 +1,12 @@
-"""Logging of the actors: one format, to the process's stderr, which Ray keeps in its session's log directory."""
+"""Logging and tracing of the actors: to the process's stderr, which Ray keeps in its session's log directory."""
 
 from __future__ import annotations
 
-import logging
-import sys
-
+from shoal import log_format, tracing
 from shoal.settings import Settings
 
 
 def configure_logging(settings: Settings) -> None:
-    """Let `shoal.*` loggers write at the set level. Safe to call again."""
-    root = logging.getLogger("shoal")
-    root.setLevel(settings.log_level)
-    root.propagate = False  # Ray Serve and Ray's workers configure the root logger each in their own way
-    if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        root.addHandler(handler)
+    """Let `shoal.*` loggers write at the set level, and trace where that is set. Safe to call again."""
+    log_format.configure(settings)
+    tracing.configure(settings, "shoal-ingest")

@@ -24,10 +24,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from shoal import tracing
 from shoal.actors.backpressure import Credits
 from shoal.actors.breaker import Breakers
 from shoal.actors.retry import DependencyHealth, Verdict, backoff_s
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, PermanentError, TransientError
+from shoal.histograms import Durations
 from shoal.records import (
     Ack,
     Announcement,
@@ -123,6 +125,7 @@ class Item:
     stage: str = "parse"
     error: str | None = None  # why it must wait or try again
     task: asyncio.Task[None] | None = None  # drives it
+    trace: str | None = None  # traceparent of its span
     abandoned: bool = False  # its partition has another owner, who does it again
 
 
@@ -171,6 +174,8 @@ class Pipeline:
         self.outcomes: Counter[str] = Counter()
         self.dead_letters: Counter[str] = Counter()
         self.retries = 0
+        self.retried: Counter[str] = Counter()  # by stage
+        self.durations = Durations()  # of each stage's single calls, whatever became of them
         self.last_error: str | None = None
 
     def breakers(self) -> dict[str, str]:
@@ -189,6 +194,8 @@ class Pipeline:
             await self._bury(item, bad)
             await self._count(item, self._outcome_id_of(item.raw), Ack(Outcome.DEAD_LETTERED), bad)
             return
+        if item.trace is not None:
+            works = [replace(work, trace=item.trace) if isinstance(work, Announcement) else work for work in works]
         slots = asyncio.Semaphore(RECORDS_AT_ONCE)
         ends = await asyncio.gather(*(self._in_turn(item, work, slots) for work in works))
         failures = [failure for _, failure in ends if failure]
@@ -201,6 +208,7 @@ class Pipeline:
             await self._count(item, work.outcome_id, ack, failure)
 
     async def _bury(self, item: Item, failure: Failure) -> None:
+        log.info("becomes a dead letter: %s, at %s", failure.reason, failure.stage)
         await self._retrying(item, "dead letter", "kafka", lambda: self._stages.dead_letter(item.raw, failure))
         await self._settle(item, Outcome.DEAD_LETTERED, failure)
 
@@ -273,7 +281,7 @@ class Pipeline:
                 return await self._work(item, work)
             except PayloadLostError as error:
                 attempt += 1
-                self.retries += 1
+                self._retries("payload lost")
                 self.last_error = str(error)
                 await self._pause(backoff_s(attempt, None, self._rng))
             except BadDocument as error:  # whichever stage says so: a bad record is never our own failure (G4)
@@ -324,13 +332,15 @@ class Pipeline:
 
         async def call() -> tuple[FetchResult, Any]:
             item.stage = "waiting for room"
+            began = self._clock()
             async with self._gate:  # a lock is fair: the first to come is the first to get room
                 while not self._credits.admit(self._payload_bytes):
                     self._room.clear()
                     await self._room.wait()
             item.stage = "fetch"
+            self.durations.observe("stage.wait_for_room", self._clock() - began)
             try:
-                result, payload = await self._stages.fetch(announcement)
+                result, payload = await self._timed("fetch", self._stages.fetch(announcement))
             except BaseException:  # also before it waits to try again: others may go meanwhile
                 self._give_room(self._payload_bytes)
                 raise
@@ -379,13 +389,13 @@ class Pipeline:
                 if dependency is not None:
                     await self._let_through(item, stage, dependency, me, judge)
                 item.stage = stage
-                try:
-                    result = await call()
+                try:  # a fetch tells its waiting for room apart
+                    result = await (call() if stage == "fetch" else self._timed(stage, call()))
                 except (PayloadLostError, BadDocument):
                     raise
                 except (TransientError, PermanentError) as error:
                     attempt += 1
-                    self.retries += 1
+                    self._retries(stage)
                     self.last_error = item.error = f"{stage}: {error}"
                     await self._judge(stage, me, error, judge)
                     told = error.retry_after_s if isinstance(error, TransientError) else None
@@ -406,6 +416,18 @@ class Pipeline:
                 self._breakers.left(dependency, me)
             if stage in UNFORESEEN:
                 self._health.forget(stage, me)
+
+    async def _timed(self, stage: str, call: Awaitable[Result]) -> Result:
+        began = self._clock()
+        try:
+            with tracing.span(f"await {stage}"):
+                return await call
+        finally:
+            self.durations.observe(f"stage.{stage.replace(' ', '_')}", self._clock() - began)
+
+    def _retries(self, stage: str) -> None:
+        self.retries += 1
+        self.retried[stage.replace(" ", "_")] += 1
 
     async def _let_through(
         self,

@@ -26,6 +26,7 @@ from typing import Any
 import ray
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from shoal import tracing
 from shoal.actors.backpressure import Credits
 from shoal.actors.intake import Held, Intake
 from shoal.actors.lease import LeaseKeeper
@@ -35,6 +36,7 @@ from shoal.actors.pipeline import Item, Pipeline
 from shoal.actors.pulse import Pulse
 from shoal.actors.stages import RayStages
 from shoal.faults import reach
+from shoal.log_format import about
 from shoal.metrics import PartitionStatistics, ReaderStatistics
 from shoal.records import Position, Progress
 from shoal.settings import Settings
@@ -57,6 +59,8 @@ ASK_S = 2.0  # bound of a question to the brokers
 CHUNK_BYTES = 16 * 1024
 """Of a chunk's text: what a fetch reserves per chunk, beside the vector. A thousand tokens of prose are 5 KB, of
 rules and blanks 16 KB."""
+KEY_CHARS_MAX = 200  # of a document's key, in logs and traces
+LEAVE_GROUP_S = 5.0  # for the brokers to be told; else they miss a member that left when its session times out
 REVOKE_DRAIN_S = 2.0  # partitions that stay get nothing new meanwhile; slower work is redone by the next owner
 
 log = logging.getLogger("shoal.reader")
@@ -79,13 +83,18 @@ class Reader:
         self._paused: bool | None = False  # None: what the client does is not known
         self._survey: Survey | None = None
         self._ended = 0
+        self._messages = self._message_bytes = self._rebalances = 0  # the thread's
+        self._offset_commits = self._offset_commits_refused = 0
         self._fatal: KafkaError | None = None
         self._turns, self._loop_pulse = Pulse(), Pulse()
         self._rejoining = threading.Event()
         self._stopping = threading.Event()
+        self._is_leaving = False
         self._stopped = threading.Event()
         self._drain_until = 0.0
+        self._is_static = False
         self._consumer_error: str | None = None
+        self._unreachable_at: float | None = None  # since when no broker was heard
         self._loop: asyncio.AbstractEventLoop | None = None
         stages = RayStages(
             settings,
@@ -94,6 +103,7 @@ class Reader:
             lambda: self._progress,
             lambda: datetime.now(UTC),
         )
+        self._stages = stages
         self._pipeline = Pipeline(
             stages,
             lambda raw: parse_message(raw, settings),
@@ -117,20 +127,32 @@ class Reader:
         self._rejoining.set()
 
     async def drain(self, timeout_s: float) -> int:
-        """Take nothing new, finish and commit what is in flight within `timeout_s`, leave the group.
+        """Take nothing new, finish and commit what is in flight within `timeout_s`, leave the group. A static member
+        keeps its place there, and its partitions, until its session times out: for whoever begins again in its name.
 
         Returns how many messages did not end in time: the group's next member gets them again.
         """
         self._drain_until = time.monotonic() + timeout_s
         self._stopping.set()
         if self._loop is not None:
-            await asyncio.to_thread(self._stopped.wait, timeout_s + REVOKE_DRAIN_S)
+            await asyncio.to_thread(self._stopped.wait, timeout_s + REVOKE_DRAIN_S + self._is_leaving * LEAVE_GROUP_S)
         return self._credits.items
+
+    async def leave(self, timeout_s: float) -> int:
+        """As `drain`, for good: nobody begins again in its name, and the other members have its partitions at once."""
+        self._is_leaving = True
+        return await self.drain(timeout_s)
+
+    async def route(self, fetchers: tuple[str, ...]) -> tuple[str, ...]:
+        """Have documents fetched by these from now on; returns them."""
+        self._stages.route(fetchers)
+        return fetchers
 
     @ray.method(concurrency_group="health")
     async def statistics(self) -> ReaderStatistics:
         self._lease.renew()
         now = time.monotonic()
+        unreachable_at = self._unreachable_at  # the thread's
         items = sorted((held.what for held in self._intake.in_flight()), key=lambda item: item.started_at)
         return ReaderStatistics(
             name=self._name,
@@ -152,7 +174,16 @@ class Reader:
             outcomes={str(name): count for name, count in self._pipeline.outcomes.copy().items()},
             dead_letters={str(name): count for name, count in self._pipeline.dead_letters.copy().items()},
             retries=self._pipeline.retries,
+            retried=dict(self._pipeline.retried.copy()),
+            messages=self._messages,
+            message_bytes=self._message_bytes,
+            offset_commits=self._offset_commits,
+            offset_commits_refused=self._offset_commits_refused,
+            rebalances=self._rebalances,
+            broker_unreachable_s=0.0 if unreachable_at is None else now - unreachable_at,
+            durations=self._pipeline.durations.counts(),
             last_error=self._consumer_error or (items[0].error if items else None),
+            is_leaving=self._is_leaving,
         )
 
     # --- the consumer thread ------------------------------------------------------------------
@@ -167,8 +198,10 @@ class Reader:
 
     def _consume(self) -> None:
         callbacks = {"on_commit": self._on_commit, "error_cb": self._on_error}
-        consumer = Consumer(consumer_config(self._settings, self._connection.brokers, self._name) | callbacks)
-        self._survey = Survey(consumer)
+        config = consumer_config(self._settings, self._connection.brokers, self._name) | callbacks
+        self._is_static = "group.instance.id" in config
+        consumer = Consumer(config)
+        self._survey = Survey(consumer, self._settings.command_topic)
         self._subscribe(consumer)
         committed_at = watermarks_at = 0.0
         while not self._stopping.is_set():
@@ -210,9 +243,19 @@ class Reader:
             self._collect()
         assert self._survey is not None
         self._survey.stop()
+        if self._is_leaving:
+            self._unsubscribe(consumer)
         consumer.close()
         self._turns.stop()  # the revoke of the closing has beaten again
         self._stopped.set()
+
+    def _unsubscribe(self, consumer: Consumer) -> None:
+        """Closing alone tells the brokers nothing of a static member's end (KIP-345); unsubscribing does, once what it
+        has is given up. It has no name there any more then."""
+        consumer.unsubscribe()
+        deadline = time.monotonic() + LEAVE_GROUP_S
+        while self._is_static and consumer.memberid() and time.monotonic() < deadline:
+            consumer.consume(1, timeout=POLL_S)
 
     def _take(self, message: Message) -> None:
         error = message.error()
@@ -226,10 +269,12 @@ class Reader:
         assert topic is not None
         assert partition is not None
         assert offset is not None
-        self._consumer_error = None
+        self._consumer_error = self._unreachable_at = None
         if self._stopping.is_set():
             return  # its next owner gets it
         raw = raw_message(message, self._connection.cluster)
+        self._messages += 1
+        self._message_bytes += len(raw.value or b"")
         item = Item(raw, time.monotonic())
         held = self._intake.deliver((topic, partition), offset, _size(raw), item)
         if held is None:
@@ -277,6 +322,8 @@ class Reader:
         for tp in offsets:
             ok = error is None and tp.error is None
             self._offsets.answered((tp.topic, tp.partition), tp.offset, ok)
+            self._offset_commits += ok
+            self._offset_commits_refused += not ok
         if error is not None and error.code() == KafkaError._FATAL:
             self._fatal = error  # the client is done for: a member of our name took our place, say
         if error is not None:
@@ -287,6 +334,8 @@ class Reader:
         self._consumer_error = f"kafka: {error.str()}"
         if error.fatal():
             self._fatal = error
+        if error.code() == KafkaError._ALL_BROKERS_DOWN and self._unreachable_at is None:
+            self._unreachable_at = time.monotonic()
         log.warning("%s: %s", self._name, error)
 
     def _on_assign(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
@@ -295,6 +344,7 @@ class Reader:
         self._intake.assign((tp.topic, tp.partition) for tp in partitions)
         # New partitions run, kept ones stay as they were: decide anew for all of them.
         self._paused = None
+        self._rebalances += 1
         log.info("%s: assigned %s", self._name, [(tp.topic, tp.partition) for tp in partitions])
 
     def _on_revoke(self, consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
@@ -359,7 +409,9 @@ class Reader:
             elif committed is None and asked.committed is None:
                 unknown[key] = True
             committed = asked.committed if committed is None else committed
-            done = next_offset if next_offset is not None else committed if committed is not None else low
+            # Of a partition just taken over all may be done already: until its offset is heard its lag is not known.
+            first = low if key in self._survey.found else -1
+            done = next_offset if next_offset is not None else committed if committed is not None else first
             lag = max(0, high - done) if high >= 0 and done >= 0 else None
             age_s = max(0.0, time.time() - oldest[key] / 1000) if key in oldest else None
             self._marks[key] = PartitionStatistics(
@@ -374,7 +426,9 @@ class Reader:
                 in_flight=self._offsets.in_flight(key),
                 paused_because=paused_because,
             )
-        self._survey.ask(unknown)
+        if self._unreachable_at is not None and self._survey.heard_at > self._unreachable_at:
+            self._consumer_error = self._unreachable_at = None  # of an idle topic nothing else would tell
+        self._survey.ask(unknown, is_lost=self._unreachable_at is not None)
 
     # --- the event loop -----------------------------------------------------------------------
 
@@ -384,14 +438,32 @@ class Reader:
         # Not from within `_run`: a task that is cancelled before its first step runs none of it.
         task.add_done_callback(lambda _: self._finished.put(held))
 
+    async def _drive(self, item: Item) -> None:
+        """To its end, as a span of the trace that its message came with, or of one of its own."""
+        position, key = item.raw.position, (item.raw.key or b"").decode(errors="replace")[:KEY_CHARS_MAX]
+        parent = next((value for name, value in item.raw.headers if name == tracing.HEADER), None)
+        where = {"topic": position.topic, "partition": position.partition, "offset": position.offset}
+        with tracing.span(
+            "process", parent, messaging__system="kafka", messaging__destination__name=position.topic,
+            messaging__destination__partition__id=str(position.partition), messaging__kafka__offset=position.offset,
+            shoal__document=key,
+        ) as current, about(document=key or None, trace=tracing.trace_id(current.header), **where):  # fmt: skip
+            item.trace = current.header
+            await self._pipeline.run(item)
+            current.set(shoal__stage=item.stage)
+
     async def _run(self, item: Item) -> None:
         try:
-            await self._pipeline.run(item)
+            await self._drive(item)
         except BaseException:  # a bug of ours: this message can't be proven done, so the process ends
             if not item.abandoned:
                 log.exception("%s: unexpected failure at %s", self._name, item.raw.position)
                 logging.shutdown()
                 os._exit(1)
+        else:
+            durations = self._pipeline.durations
+            durations.observe("message", time.monotonic() - item.started_at)
+            durations.observe("announced", time.time() - item.raw.position.timestamp_ms / 1000)
 
 
 def _abandon(items: Sequence[Item]) -> None:
@@ -422,18 +494,22 @@ class Survey:
     """Asks the brokers what the client does not know by itself, in a thread of its own: completions, commits and
     polls never wait for an answer. `found` is replaced entry by entry and may be read at any time."""
 
-    def __init__(self, consumer: Consumer) -> None:
+    def __init__(self, consumer: Consumer, topic: str) -> None:
+        """`topic`: one that is there, to ask about."""
+        self._topic = topic
         self.found: dict[Key, Surveyed] = {}
+        self.heard_at = 0.0  # when a broker last answered
         self._consumer = consumer
         self._round = 0
-        self._questions: queue.Queue[dict[Key, bool] | None] = queue.Queue(1)
+        self._questions: queue.Queue[tuple[dict[Key, bool], bool] | None] = queue.Queue(1)
         self._thread = threading.Thread(target=self._main, name="survey", daemon=True)
         self._thread.start()
 
-    def ask(self, partitions: dict[Key, bool]) -> None:
-        """Look at these, with their committed offset where True; nothing happens while an earlier round is on."""
-        if partitions and self._questions.empty():
-            self._questions.put(partitions)
+    def ask(self, partitions: dict[Key, bool], *, is_lost: bool = False) -> None:
+        """Look at these, with their committed offset where True; nothing happens while an earlier round is on.
+        `is_lost`: also whether any broker answers at all, which one without partitions would never learn."""
+        if (partitions or is_lost) and self._questions.empty():
+            self._questions.put((partitions, is_lost))
 
     def forget(self, keys: Iterable[Key]) -> None:
         """What was said of these is of an earlier assignment; what a round under way brings is one too."""
@@ -451,8 +527,11 @@ class Survey:
             self._thread.join(POLL_S)
 
     def _main(self) -> None:
-        while (partitions := self._questions.get()) is not None:
+        while (asked := self._questions.get()) is not None:
+            partitions, is_lost = asked
             began = self._round
+            if is_lost and _answers(self._consumer, self._topic):
+                self.heard_at = time.monotonic()
             for key, wants_committed in partitions.items():
                 low, high = _watermarks(self._consumer, key, cached=False)
                 if high < 0:
@@ -462,6 +541,14 @@ class Survey:
                     break
                 known = self.found.get(key, Surveyed())
                 self.found[key] = Surveyed(known.committed if committed is None else committed, low, high)
+
+
+def _answers(consumer: Consumer, topic: str) -> bool:
+    try:
+        consumer.list_topics(topic, timeout=ASK_S)
+    except KafkaException:
+        return False
+    return True
 
 
 def _committed(consumer: Consumer, key: Key) -> int | None:

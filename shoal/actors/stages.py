@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -46,15 +46,21 @@ class RayStages:
         self._producer, self._outcomes = producer, outcomes
         self._progress, self._now = progress, now
         self._handles: dict[str, Any] = {}
-        self._next_fetcher = itertools.cycle(range(settings.fetchers))
+        self.route([fetcher_name(number) for number in range(settings.fetchers)])
+
+    def route(self, fetchers: Sequence[str]) -> None:
+        """Give documents to these from now on, in turn. What others have already they finish."""
+        for name in self._handles.keys() - {*fetchers, EMBEDDER, WRITER}:  # one of that name may come again
+            del self._handles[name]
+        self._next_fetcher = itertools.cycle(fetchers)
 
     async def fetch(self, announcement: Announcement) -> tuple[FetchResult, Any]:
-        name = fetcher_name(next(self._next_fetcher))
+        name = next(self._next_fetcher)
         result_ref, payload_ref = await self._submit(name, "fetch", announcement)
         return await self._await(name, result_ref), payload_ref
 
     async def alive(self, dependency: str) -> bool:
-        answer: bool = await self._call(fetcher_name(next(self._next_fetcher)), "alive", dependency)
+        answer: bool = await self._call(next(self._next_fetcher), "alive", dependency)
         return answer
 
     async def embed(self, fetched: Any) -> tuple[Failure | None, Any]:

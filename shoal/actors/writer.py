@@ -20,12 +20,14 @@ from typing import TypeVar
 
 import ray
 
+from shoal import tracing
 from shoal.actors.group_commit import GroupCommit
 from shoal.actors.lease import LeaseKeeper
 from shoal.actors.logs import configure_logging
 from shoal.actors.pulse import Pulse
 from shoal.errors import DeadReason, FencedError, ShoalError, TransientError
 from shoal.faults import reach
+from shoal.histograms import Durations
 from shoal.metrics import WriterStatistics
 from shoal.records import Ack, Embedded, Failure, Outcome, Progress, Writable
 from shoal.settings import Settings
@@ -39,6 +41,7 @@ Result = TypeVar("Result")
 COMMIT_S = 120.0
 """A commit takes milliseconds on disk, seconds on S3; Lance gives up a silent store by itself before this."""
 IDLE_UPKEEP_S = 60.0
+LINKS_MAX = 100  # of a span: OpenTelemetry keeps 128
 BUILD_LOOK_S = 1.0  # while an index is built beside the writer
 UPKEEP_S = 3600.0
 """A vector index of millions of rows trains for many minutes, and is no stall."""
@@ -50,6 +53,7 @@ log = logging.getLogger("shoal.writer")
 class _Call:
     writable: Writable
     ack: asyncio.Future[Ack]
+    trace: str | None = None
 
 
 def _weight(writable: Writable) -> tuple[int, int]:
@@ -81,6 +85,8 @@ class Writer:
         self._ended: str | None = None
         self._last_error: str | None = None
         self._maintenance = "none yet"
+        self._failed_commits = self._failed_upkeep = self._committed = 0
+        self._durations = Durations()
         self._pulse = Pulse()
         self._step_until: float | None = None  # when what the tables' thread does now has taken too long
 
@@ -111,10 +117,13 @@ class Writer:
             if key not in self._progress or self._progress[key].next_offset < mark.next_offset:
                 self._progress[key] = mark
         rows, size_bytes = _weight(writable)
-        call = _Call(writable, asyncio.get_running_loop().create_future())
+        trace = writable.fetched.announcement.trace if isinstance(writable, Embedded) else None
+        call = _Call(writable, asyncio.get_running_loop().create_future(), trace)
         self._group.add(call, rows, size_bytes, time.monotonic())
         self._arrived.set()
-        return await call.ack
+        with tracing.span("write", trace) if trace else contextlib.nullcontext():
+            call.trace = tracing.header() if trace else None
+            return await call.ack
 
     async def resolve(self, s3_path: str) -> str | None:
         """The id of the current document stored at `s3_path`."""
@@ -142,19 +151,28 @@ class Writer:
             stalled_s=max(self._pulse.stalled_s(), self._overdue_s()),
             ended=self._ended,
             last_error=self._last_error,
+            queued_bytes=self._group.size_bytes,
+            failed_commits=self._failed_commits,
+            committed_documents=self._committed,
+            failed_upkeep=self._failed_upkeep,
+            durations=self._durations.counts(),
         )
 
     def _overdue_s(self) -> float:
         until = self._step_until
         return 0.0 if until is None else max(0.0, time.monotonic() - until)
 
-    async def _on_tables(self, step: Callable[[], Result], at_most_s: float) -> Result:
-        """Run `step` in the tables' thread; what takes longer than `at_most_s` shows as a stall."""
-        self._step_until = time.monotonic() + at_most_s
+    async def _on_tables(self, step: Callable[[], Result], at_most_s: float, stage: str = "") -> Result:
+        """Run `step` in the tables' thread; what takes longer than `at_most_s` shows as a stall. It is measured as
+        `stage`."""
+        began = time.monotonic()
+        self._step_until = began + at_most_s
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, step)
         finally:
             self._step_until = None
+            if stage:
+                self._durations.observe(f"stage.{stage}", time.monotonic() - began)
 
     async def _open(self) -> None:
         settings = self._settings
@@ -210,15 +228,22 @@ class Writer:
         assert self._tables is not None
         tables, progress = self._tables, tuple(self._progress.values())
         batch = [call.writable for call in calls]
+        traces, began = [call.trace for call in calls if call.trace], time.monotonic()
         try:
-            acks = await self._on_tables(lambda: tables.apply(batch, progress, datetime.now(UTC)), COMMIT_S)
+            with tracing.span("group commit", links=traces[:LINKS_MAX], shoal__documents=len(calls)) as commit:
+                acks = await self._on_tables(
+                    lambda: tables.apply(batch, progress, datetime.now(UTC)), COMMIT_S, "commit"
+                )
         except MovedError as error:
+            self._failed_commits += 1
             self._fail(calls, error)
             raise  # the next call looks where the collection is: perhaps it came back, with the same model
         except ShoalError as error:  # the tables' state, whoever is in the batch
+            self._failed_commits += 1
             self._fail(calls, error)
             return
         except Exception as error:  # a row that Arrow or Lance won't take, or a bug that it meets: find the culprit
+            self._failed_commits += 1
             self._last_error = f"{type(error).__name__}: {error}"[:500]
             if len(calls) > 1:
                 await self._commit(calls[: len(calls) // 2])
@@ -230,6 +255,9 @@ class Writer:
                 calls[0].ack.set_result(Ack(Outcome.DEAD_LETTERED, failure))
             return
         self._last_error = None
+        self._committed += len(calls)
+        for trace in traces:
+            tracing.record("commit", trace, time.monotonic() - began, [commit.header])
         reach("writer.before_ack")
         for call, ack in zip(calls, acks, strict=True):
             if not call.ack.done():
@@ -264,16 +292,19 @@ class Writer:
         if self._tables is None or self._ended:
             return False
         tables = self._tables
+        began, did = time.monotonic(), None
         try:
             did = await self._on_tables(lambda: tables.maintain(datetime.now(UTC)), UPKEEP_S)
         except FencedError as error:
             self._fail((), error)
         except Exception as error:  # upkeep must never stop the writing
+            self._failed_upkeep += 1
             self._last_error = f"maintenance: {error}"[:500]
         else:
             self._maintenance = did or self._maintenance
-            return did is not None
-        return False
+        if did is not None:
+            self._durations.observe("stage.upkeep", time.monotonic() - began)
+        return did is not None
 
 
 # "health" has an event loop of its own: statistics answer while work blocks.

@@ -169,6 +169,21 @@ class Calls(ABC, Generic[One, Many, Raw]):
         headers = {"Idempotency-Key": idempotency_key}
         return self._one(Call("POST", "/api/v1/agents/fixes", json=report, headers=headers))
 
+    def mark_fix(
+        self,
+        id: str,
+        *,
+        wrong: bool | None = None,
+        outcome: Literal["worked", "failed"] | None = None,
+        note: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> One:
+        """The job of marking a fix (`id` as `fix_patterns` shows it) as wrong, or right after all, or of correcting
+        what came of it; `status` as of `report_fix`."""
+        mark = {"wrong": wrong, "outcome": outcome, "note": note}
+        headers = {"Idempotency-Key": idempotency_key}
+        return self._one(Call("PATCH", f"/api/v1/agents/fixes/{_part(id)}", json=mark, headers=headers))
+
     # --- collections and documents ------------------------------------------------------------
 
     def collections(self) -> Many:

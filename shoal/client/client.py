@@ -166,11 +166,25 @@ def _bytes(response: httpx.Response, url: str, call: Call) -> bytes:
 
 def _refusal(response: httpx.Response, problem: Body | None, url: str, call: Call) -> ShoalError:
     said = (problem or {}).get("detail")
-    message = str(said) if said else f"Shoal at {url} answered {response.status_code} to {call.method} {call.path}"
-    # Without a problem a 500 comes from the ingress: HAProxy rewrites its own 503 so.
+    asked = f"{call.method} {call.path}"
+    message = str(said) if said else f"Shoal at {url} answered {response.status_code} to {asked}{_plain(response)}"
+    # Without a problem a 500 comes from an ingress that is not set up by Shoal: Ray's rewrites 502 to 504 so.
     if response.status_code in _LATER or (response.status_code == 500 and not said):
         return TransientError(message, _seconds(response.headers.get("Retry-After")))
     return RefusedError(message, response.status_code, problem or {})
+
+
+def _plain(response: httpx.Response) -> str:
+    """What an answer that is no problem means: it comes from whatever stands before Shoal."""
+    match response.status_code:
+        case 429:
+            return ": it is full, or a proxy before it is; ask again later"
+        case 500 | 502 | 503 | 504:
+            return ": no replica took it, or the one that did died; look what became of a change before you repeat it"
+        case 413:
+            return ": the body is larger than it, or a proxy before it, takes"
+        case _:
+            return ""
 
 
 def _ours(error: Exception, url: str) -> ShoalError:

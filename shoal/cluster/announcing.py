@@ -16,6 +16,7 @@ from pathlib import Path
 
 import orjson
 
+from shoal import tracing
 from shoal.cluster.output import Exit, Format, emit_json, emit_pairs, emit_rows, err, say
 from shoal.errors import TransientError
 from shoal.records import Outcome
@@ -55,6 +56,7 @@ class Announcer:
         self._settings = settings
         self._batch = uuid.uuid4().hex[:12]
         self.tally = Tally()
+        tracing.configure(settings, "shoal-publish")
         self._producer: LogProducer = open_producer(settings)
         # Listening starts before the first message is sent: no outcome can be missed.
         self._tail = TailReader(settings, connection(settings), settings.outcome_topic) if listen else None
@@ -83,7 +85,8 @@ class Announcer:
             outcome_id = f"{self._batch}:{self.tally.announced}"
             headers.append((OUTCOME_HEADER, outcome_id.encode()))
             self.tally.waiting[outcome_id] = prepared.urn
-        self._producer.send(self._settings.kafka_topics[0], prepared.key, prepared.value, headers)
+        with tracing.span("announce", shoal__document=(prepared.key or b"").decode(errors="replace")[:200]):
+            self._producer.send(self._settings.kafka_topics[0], prepared.key, prepared.value, headers)
         self.tally.announced += 1
 
     def wait(self, timeout_s: float, progress: Callable[[Tally], None] = lambda _: None) -> bool:

@@ -228,6 +228,15 @@ app.command()(cli_check.check)
 app.command()(cli_tables.export)
 app.command()(cli_tables.import_lancedb)
 
+from shoal.cluster import cli_backup  # noqa: E402 - light: commands of their own
+
+app.command()(cli_backup.backup)
+app.command()(cli_backup.restore)
+
+
+from shoal.cluster.cli_support import support_bundle  # noqa: E402 - light: a command of its own
+
+app.command()(support_bundle)
 
 from shoal.cluster.cli_eval import evaluate  # noqa: E402 - light: a command of its own
 
@@ -255,6 +264,10 @@ app.command()(audit)
 from shoal.cluster.cli_mcp import mcp  # noqa: E402 - light: a command of its own
 
 app.command("mcp")(mcp)
+
+from shoal.cluster.cli_deploy import deploy  # noqa: E402 - light: a command of its own
+
+app.command()(deploy)
 
 app.add_typer(dlq_app, name="dlq")
 app.add_typer(index_app, name="index")

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -21,6 +22,7 @@ from shoal.cluster.ray_environment import haproxy_available
 from shoal.errors import ShoalError
 from shoal.settings import Settings
 
+CONNECT_S = 5.0
 DISK_FREE_BYTES_MIN = 2 * 1024**3
 MEMORY_BYTES_MIN = 3 * 1024**3  # the measured stack peaks at 2.8 GiB (docs/benchmarks.md)
 LANCE_PAIR = {"lancedb": "0.40.0", "pylance": "13.0.0"}  # other pairs write table formats that the fence never met
@@ -44,6 +46,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
         ("embedding model", _model),
         ("collection", _collection),
         ("broker", _broker),
+        ("topics", _topics),
+        ("buckets", _buckets),
+        ("provider", _provider),
+        ("traces", _collector),
+        ("access", _access),
         ("ingress", _ingress),
     ]
     for name, check in checks:
@@ -130,6 +137,75 @@ def _broker(settings: Settings) -> Finding:
 
     place = connection(settings)
     return Finding("broker", "ok", f"Kafka at {place.brokers}, cluster {place.cluster}")
+
+
+def _topics(settings: Settings) -> Finding:
+    if settings.is_embedded:
+        return Finding("topics", "ok", "of the embedded broker: made as they are needed")
+    from shoal.sources.kafka import connection, missing_topics
+
+    missing = missing_topics(settings, connection(settings))
+    if missing:
+        todo = "`shoal up` makes them where it may; else ask the cluster's administrator"
+        return Finding("topics", "warn", f"the brokers don't know {', '.join(missing)}: {todo}")
+    return Finding("topics", "ok", f"{', '.join(settings.kafka_topics)} and Shoal's own")
+
+
+def _buckets(settings: Settings) -> Finding:
+    from shoal.sources.s3 import S3Store
+
+    if not settings.allowed_buckets:
+        return Finding("buckets", "ok", "none named (SHOAL_ALLOWED_BUCKETS): any may be read, none is looked at here")
+    store, wrong = S3Store(settings), []
+    for bucket in settings.allowed_buckets:
+        try:
+            next(iter(store.objects(bucket, "")), None)
+        except ShoalError as error:
+            wrong.append(f"{bucket}: {error}")
+    if wrong:
+        todo = "a role that may only get objects is enough for ingest, `shoal backfill` lists them"
+        return Finding("buckets", "warn", f"{'; '.join(wrong)} ({todo})")
+    return Finding("buckets", "ok", f"{', '.join(settings.allowed_buckets)} can be listed")
+
+
+def _provider(settings: Settings) -> Finding:
+    from shoal.embeddings.models import default_model_name
+
+    if not default_model_name(settings).startswith("openai:"):
+        return Finding("provider", "ok", "none: the model runs here")
+    url = settings.azure_openai_endpoint or settings.openai_base_url or "https://api.openai.com"
+    return _reached("provider", url, "embedding waits until it can be reached: proxy, firewall, NetworkPolicy?")
+
+
+def _collector(settings: Settings) -> Finding:
+    if not settings.otlp_endpoint:
+        return Finding("traces", "ok", "off (SHOAL_OTLP_ENDPOINT)")
+    found = _reached("traces", settings.otlp_endpoint, "spans are lost until it can be reached; nothing else is")
+    return Finding("traces", "warn" if found.verdict == "fail" else "ok", found.detail)
+
+
+def _access(settings: Settings) -> Finding:
+    from shoal.cluster.exposure import check_exposure, open_buckets
+
+    check_exposure(settings)
+    wrong = [open_buckets(settings) or ""]
+    if settings.auth == "anyone_may_do_anything":
+        wrong.append("anyone who reaches the port may read, change and delete all: SHOAL_AUTH")
+    if any(wrong):
+        return Finding("access", "warn", "; ".join(filter(None, wrong)))
+    return Finding("access", "ok", f"{settings.http_host}, auth {settings.auth}")
+
+
+def _reached(check: str, url: str, otherwise: str) -> Finding:
+    """Whether something accepts connections there; nothing is sent."""
+    parts = urlsplit(url)
+    place = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+    shown = f"{place[0]}:{place[1]}"
+    try:
+        socket.create_connection(place, timeout=CONNECT_S).close()
+    except OSError as error:
+        return Finding(check, "fail", f"{shown} can't be reached from here ({error}): {otherwise}")
+    return Finding(check, "ok", f"{shown} accepts connections")
 
 
 def _ingress(settings: Settings) -> Finding:

@@ -23,6 +23,8 @@ REQUEST = "drain.json"
 POLL_S = 0.5
 NOTICE_S = 15.0
 """How long a living supervisor may take to begin, and to say that it has ended."""
+JOIN_NOTICE_S = 8.0
+"""How much later than a node the head may ask, where both were told to go at once: its `shoal drain` has to start."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,33 @@ def request_drain(
         pause(POLL_S)
     in_flight = {reader["name"]: reader["in_flight_items"] for reader in status.get("readers") or ()}
     return {"state": "draining", "left": {name: count for name, count in in_flight.items() if count}}
+
+
+def join_drain(
+    settings: Settings,
+    timeout_s: float,
+    *,
+    pause: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, Any]:
+    """Ask for nothing, and wait for a drain that another has asked for: {state, left}; `state` is `none` where nobody
+    has within `JOIN_NOTICE_S`, `draining` where it did not end in time.
+
+    One node of several may go alone: whoever asked for a drain then would stop all of ingest. Where all go at once, the
+    head asks, and the nodes that the work is on must live until it is done. Raises TransientError."""
+    began = clock()
+    life = str(living(settings).get("life", ""))
+    while clock() - began < timeout_s + NOTICE_S:
+        status = living(settings)
+        if status.get("life") != life:
+            return {"state": "none", "left": {}}  # a new service: it is not this one's end
+        drain = status.get("drain")
+        if drain and drain["state"] == "drained":
+            return {"state": "drained", "left": drain["left"]}
+        if not drain and wanted(settings, life) is None and clock() - began >= JOIN_NOTICE_S:
+            return {"state": "none", "left": {}}
+        pause(POLL_S)
+    return {"state": "draining", "left": {}}
 
 
 def living(settings: Settings, wish: str = "drain") -> dict[str, Any]:

@@ -30,3 +30,17 @@ def check_exposure(settings: Settings) -> None:
         "create --name NAME --scope read`), or, if really anyone who can reach it may read, change and delete "
         "everything, set SHOAL_AUTH=anyone_may_do_anything"
     )
+
+
+def open_buckets(settings: Settings) -> str | None:
+    """What to say where Shoal serves others and reads any bucket that its credentials open; None: all is well.
+
+    A warning and no refusal: whoever can announce files can write to Kafka, which keys of ours do not guard, and a
+    deployment that was right yesterday must start today.
+    """
+    if settings.allowed_buckets or Policy.of(settings).is_local:
+        return None
+    return (
+        "any S3 bucket that Shoal's credentials open can be named by an announcement and read by whoever has a key: "
+        "name those that are meant in SHOAL_ALLOWED_BUCKETS"
+    )

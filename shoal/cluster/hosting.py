@@ -42,6 +42,7 @@ REFUSALS_INTERVAL_S = 2.0
 CPUS_MIN = 4  # logical shares: below this Ray can't place the actors at all
 STOP_S = 25.0  # beyond what draining may take
 HEAD = frozenset({"gcs_server", "raylet"})
+APPLICATIONS = ("mcp", "rest", "ingest")
 LOG_BYTES_MAX = 4 * 1024 * 1024
 
 
@@ -202,7 +203,7 @@ def _host(plan: Plan, tell: Callable[..., None]) -> None:
         pass
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _stop_cluster()
+        _stop_cluster(plan.settings)
 
 
 def _arm() -> None:
@@ -253,6 +254,7 @@ def _start_ray(settings: Settings) -> None:
                 num_cpus=max(CPUS_MIN, os.cpu_count() or 1),
                 include_dashboard=bool(settings.dashboard_port),
                 dashboard_port=settings.dashboard_port or None,
+                _metrics_export_port=settings.metrics_port or None,
                 object_store_memory=settings.object_store_bytes,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -269,11 +271,15 @@ def _start_ray(settings: Settings) -> None:
             return
 
 
-def _stop_cluster() -> None:
+def _stop_cluster(settings: Settings) -> None:
     import ray
     from ray import serve
 
-    if ray.is_initialized():  # else Serve would start a cluster only to look for its applications
+    if ray.is_initialized() and settings.ray_address:  # another's cluster: his applications, and his Serve, stay
+        for name in APPLICATIONS:
+            with contextlib.suppress(Exception):
+                serve.delete(name)
+    elif ray.is_initialized():  # else Serve would start a cluster only to look for its applications
         with contextlib.suppress(Exception):
             serve.shutdown()  # type: ignore[no-untyped-call]  # the supervisor drains as it goes
     with contextlib.suppress(Exception):

@@ -8,6 +8,7 @@ refusals (a wrong URL, no access) end it, since no waiting mends them.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ class Watch:
     """What is known from one look to the next."""
 
     def __init__(self) -> None:
+        self.is_over = False
         self.last: Answer | None = None
         self.away_since: datetime | None = None
         self.error = ""
@@ -83,6 +85,12 @@ def watch(
 ) -> int:
     """Until Ctrl-C (which is how one ends it: exit code 0) or until nobody reads stdout any more."""
     watching = Watch()
+
+    def interrupt(*_: Any) -> None:
+        watching.is_over = True  # the interpreter drops an exception that is raised in a destructor or a callback
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         if form is Format.json:
             for now in _turns(watching, ask, interval_s, pause):
@@ -101,6 +109,8 @@ def watch(
         pass
     except BrokenPipeError:  # `| head`: whoever read has gone; the interpreter must not flush into that
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        signal.signal(signal.SIGINT, before)
     return Exit.OK
 
 
@@ -117,7 +127,7 @@ def _on_terminal(
 
 
 def _turns(watching: Watch, ask: Callable[[], Answer], interval_s: float, pause: Callable[[float], None]) -> Any:
-    while True:
+    while not watching.is_over:
         began = time.monotonic()
         watching.look(ask, datetime.now(UTC))
         yield datetime.now(UTC)

@@ -11,6 +11,8 @@ import secrets
 import socket
 from pathlib import Path
 
+from shoal.cluster.ingress import haproxy_environment
+from shoal.serve_apps.front import BODY_BYTES_NAME
 from shoal.settings import Settings
 
 ALWAYS = {
@@ -26,6 +28,8 @@ ALWAYS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # a supervisor's farewell would end the crew that its heir adopts
+    # What Serve says itself becomes a problem, and bodies are bounded before it reads them.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "shoal.serve_apps.front:middlewares",
     "RAY_DEDUP_LOGS": "0",
     "TOKENIZERS_PARALLELISM": "false",  # the extraction children are parallel already
 }
@@ -44,13 +48,22 @@ def haproxy_available() -> bool:
 
 
 def prepare(settings: Settings) -> str:
-    """Set the environment for a local cluster; returns the ingress: `haproxy` or `proxy`."""
-    chosen = dict(ALWAYS)
+    """Set the environment for a local cluster; returns the ingress: `haproxy` or `proxy`.
+
+    Another's cluster has its environment already, and so its ingress: what is set here reaches this process alone, and
+    must be as it is there (RAY_SERVE_ENABLE_HA_PROXY, RAY_AUTH_MODE, RAY_AUTH_TOKEN)."""
+    chosen = {**ALWAYS, BODY_BYTES_NAME: str(settings.object_bytes_max)}
+    if settings.ray_address:
+        has_token = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+        chosen |= {"RAY_AUTH_MODE": "token" if has_token else "disabled"}
+        for name, value in chosen.items():
+            os.environ.setdefault(name, value)
+        return "haproxy" if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1" else "proxy"
     if not settings.dashboard_port:
-        chosen |= {"RAY_AUTH_MODE": "disabled"} if settings.ray_address else _own_token()
+        chosen |= _own_token()
     ingress = "haproxy" if settings.haproxy == "auto" and haproxy_available() else "proxy"
     if ingress == "haproxy":
-        chosen |= HAPROXY | _haproxy_places(settings)
+        chosen |= HAPROXY | haproxy_environment(settings.client_timeout_s) | _haproxy_places(settings)
     for name, value in chosen.items():
         os.environ.setdefault(name, value)
     return ingress

@@ -6,6 +6,7 @@ import signal
 import threading
 from types import FrameType
 
+from shoal.cluster.exposure import open_buckets
 from shoal.cluster.output import err, say
 from shoal.cluster.runtime import Running, start
 from shoal.settings import Settings
@@ -63,6 +64,8 @@ def describe(running: Running) -> None:
     say(f"  docs   {running.url}/docs")
     say(f"  MCP    {running.url}/mcp      claude mcp add --transport http shoal {running.url}/mcp")
     say(f"  tables {settings.tables_uri}")
+    if warning := open_buckets(settings):
+        say(f"  Take care: {warning}")
     say("  Ctrl-C stops it")
 
 

@@ -16,7 +16,17 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from shoal.cluster.tallies import DEAD_LETTER, OUTCOME, Report, Tallies, rates, tally
+from shoal.cluster.tallies import (
+    DEAD_LETTER,
+    DURATION,
+    OUTCOME,
+    REQUEST_FAILURE,
+    RETRIED,
+    Report,
+    Tallies,
+    rates,
+    tally,
+)
 from shoal.cluster.verdict import health_of, reasons_for
 from shoal.metrics import FetcherStatistics, PartitionStatistics, ReaderStatistics, RecallStatistics
 
@@ -74,6 +84,7 @@ def build_status(
     previous: Mapping[str, Any] | None,
     recall: RecallStatistics | None = None,
     change: ModelChange | None = None,
+    disk: Mapping[str, int] | None = None,
 ) -> Json:
     """The status at `now` (UTC, aware), JSON-shaped.
 
@@ -83,7 +94,8 @@ def build_status(
     last_restart_at, reason, backoff_s}}; {} where there is none. `previous`: what the last call returned; at the
     supervisor's start what `read_state(settings, "status.json")` gives (where that is None or odd it counts from
     zero; partitions of another cluster are forgotten). `recall`: as last measured, None where there is no index.
-    `change`: of the collection's model, None where none is under way.
+    `change`: of the collection's model, None where none is under way. `disk`: {free_bytes, size_bytes} of the data
+    directory's, None where it can't be told.
     """
     before = _remembered(previous, facts.cluster, now)
     at = now.isoformat()
@@ -117,6 +129,7 @@ def build_status(
         "embedder": _plain(reports.get(EMBEDDER)),
         "fetchers": [_plain(report) for report in reports.values() if isinstance(report, FetcherStatistics)],
         "readers": [_plain(report) for report in readers],
+        "disk": None if disk is None else dict(disk),
         "recall": None if recall is None else dataclasses.asdict(recall),
         "changing_model": None if change is None else change.shown(now),
         "memory": {"tallies": tallies.to_json(), "heard_at": heard_at, "paused_at": paused_at},
@@ -225,6 +238,7 @@ def _totals(readers: Sequence[ReaderStatistics], partitions: Sequence[Json], tal
         "in_flight_bytes": sum(reader.in_flight_bytes for reader in readers),
         "held_bytes": sum(reader.held_bytes for reader in readers),
         "held_bytes_max": sum(reader.held_bytes_max for reader in readers),
+        "broker_unreachable_s": max((reader.broker_unreachable_s for reader in readers), default=None),
         "oldest_item_s": oldest.oldest_item_s if oldest else None,
         "oldest_item_waits_for": oldest.oldest_item_stage if oldest else None,
         "oldest_item_position": _oldest_position(oldest) if oldest else None,
@@ -236,6 +250,10 @@ def _totals(readers: Sequence[ReaderStatistics], partitions: Sequence[Json], tal
         "retries": tallies.sums.get("retries", 0),
         "outcomes": tallies.named(OUTCOME),
         "dead_letters": tallies.named(DEAD_LETTER),
+        "retried": tallies.named(RETRIED),
+        "request_failures": tallies.named(REQUEST_FAILURE),
+        "counted": tallies.plain(),
+        "durations": tallies.named(DURATION),
     }
 
 

@@ -100,6 +100,8 @@ def _figures(answer: Answer, flow: Answer) -> dict[str, Any]:
         "place": f"broker {flow.get('broker')} ({flow.get('cluster')}), model {flow.get('model')}, "
         f"ingress {flow.get('ingress')}",
     }  # fmt: skip
+    if scaling := _scaling(flow):
+        figures["scaling"] = scaling
     if drain := flow.get("drain"):
         figures["drain"] = ", ".join(f"{name} {cell(value)}" for name, value in drain.items())
     if paused:
@@ -107,6 +109,17 @@ def _figures(answer: Answer, flow: Answer) -> dict[str, Any]:
     if error := (answer.get("query_embedder") or {}).get("last_error"):
         figures["query embedder"] = f"last error: {error}"
     return figures
+
+
+def _scaling(flow: Answer) -> str:
+    """Of each pool whose number is not fixed: what is wanted, what is there, and why."""
+    parts = []
+    for pool, of in (flow.get("scaling") or {}).items():
+        if of.get("max") != of.get("min"):
+            there = [f"{of[what]} {what}" for what in ("working", "pending", "leaving") if of.get(what)]
+            wanted = f"{cell(of.get('wanted'))} {pool} wanted ({cell(of.get('min'))} to {cell(of.get('max'))})"
+            parts.append(", ".join([wanted, *there]) + f": {cell(of.get('why'))}")
+    return "; ".join(parts)
 
 
 def _embedder(of: Answer) -> str:

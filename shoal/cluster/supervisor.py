@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -23,12 +24,16 @@ from ray import serve
 from shoal.actors.logs import configure_logging
 from shoal.cluster.crew import Crew
 from shoal.cluster.draining import Drain, wanted
+from shoal.cluster.elasticity import Elasticity, Staff, flow_of
 from shoal.cluster.ownership import Ownership
+from shoal.cluster.placement import Placement, look, own_node
 from shoal.cluster.recall_watch import RecallWatch
 from shoal.cluster.status import WRITER, Facts, ModelChange, build_status
-from shoal.cluster.topology import Post, posts
+from shoal.cluster.topology import Post, pools, posts
 from shoal.errors import TransientError
 from shoal.metrics import RecallStatistics, WriterStatistics
+from shoal.serve_apps import flow_metrics
+from shoal.serve_apps.ray_mirror import RayMirror
 from shoal.settings import Settings
 from shoal.sources.kafka import Connection, connection
 from shoal.store.place import at, current_generation
@@ -36,6 +41,7 @@ from shoal.store.state_files import read_state, write_state
 
 TICK_S = 1.0
 STATUS_INTERVAL_S = 2.0
+LOOK_S = 1.0  # how long the rest of a round may wait for Ray's head
 
 log = logging.getLogger("shoal.supervisor")
 
@@ -57,6 +63,13 @@ class Supervisor:
         self._started_at = datetime.now(UTC)
         self._crew = Crew(posts(settings, model, width), settings.hang_s, settings.start_s)
         self._ownership = Ownership()
+        self._elasticity = Elasticity(
+            pools(settings),
+            lag_target_s=settings.lag_target_s,
+            rows_max=settings.commit_rows_max,
+            out_s=settings.scale_out_s,
+            in_s=settings.scale_in_s,
+        )
         self._task: asyncio.Task[None] | None = None
         self._draining: asyncio.Task[None] | None = None
         self._drain: Drain | None = None
@@ -66,6 +79,9 @@ class Supervisor:
         self._recall_place = settings.tables_uri
         self._recall_watch = RecallWatch(settings)
         self._recall: RecallStatistics | None = None
+        self._mirror = RayMirror()
+        self._looking: asyncio.Task[Placement] | None = None
+        self._is_moving = False  # away from a node that is about to go
 
     async def reconfigure(self, _: dict[str, Any]) -> None:
         if self._task is None:
@@ -92,6 +108,12 @@ class Supervisor:
         """Serve awaits this where it ends the replica in order."""
         self._is_ending = True
         await asyncio.to_thread(self._recall_watch.end)
+        if self._is_moving:
+            # Serve ends this replica once another runs elsewhere, which leads the crew by now: to drain and dismiss it
+            # here would stop all of ingest for one node. Was the application deleted just now, their leases run out.
+            if self._task is not None:
+                self._task.cancel()
+            return
         await self.drain(self._settings.drain_s)  # writer and embedder are watched meanwhile: work needs them
         if self._task is not None:
             self._task.cancel()
@@ -106,6 +128,7 @@ class Supervisor:
             await self._guarded("generation", self._follow)
         if isinstance(self._previous, dict) and same:
             self._crew.remember(self._previous.get("actors") or {})
+            self._elasticity.resume(self._previous.get("scaling"))
         written_at = 0.0
         while True:
             began = time.monotonic()
@@ -120,6 +143,9 @@ class Supervisor:
         # First: who was left behind by a change of the model must not be told as an outage.
         await self._guarded("generation", self._look_at_generation)
         await self._guarded("status", self._report)
+        await self._guarded("placement", self._look_at_nodes)
+        await self._guarded("scaling", self._follow_load)
+        await self._guarded("metrics", self._measure)
         await self._guarded("drain request", self._look_for_drain)
         await self._guarded("recall", self._look_at_recall)
 
@@ -168,8 +194,10 @@ class Supervisor:
             previous=self._previous,
             recall=self._recall,
             change=self._change,
+            disk=await asyncio.to_thread(_disk, settings),
         )
         status |= {"life": self._life, "session": self._session, "drain": self._drain.shown() if self._drain else None}
+        status |= {"scaling": self._elasticity.shown(self._staff())}
         self._previous = status
         if self._draining is None and (name := self._ownership.look(status, self._crew.readers, time.monotonic())):
             log.warning("partitions have no owner though every reader is well: %s joins the group anew", name)
@@ -178,6 +206,31 @@ class Supervisor:
             await asyncio.to_thread(write_state, settings, "status.json", status)
         except (TransientError, OSError) as error:
             log.warning("status.json could not be written: %s", error)
+
+    async def _look_at_nodes(self) -> None:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(asyncio.to_thread(look, self._crew.handles))
+        await asyncio.wait([self._looking], timeout=LOOK_S)
+        if self._looking.done():
+            looked, self._looking = self._looking, None
+            placement = looked.result()
+            self._is_moving = own_node() in placement.going
+            self._crew.place(placement, self._settings.drain_s)
+
+    def _staff(self) -> dict[str, Staff]:
+        return {name: self._crew.staff(name) for name in self._elasticity.pools}
+
+    async def _follow_load(self) -> None:
+        """How many readers and fetch workers there are, by the status just made."""
+        if self._draining is None:
+            flow = flow_of(self._previous, self._settings.command_topic)
+            for name, count in self._elasticity.look(flow, self._staff(), time.monotonic()).items():
+                self._crew.resize(name, count)
+
+    async def _measure(self) -> None:
+        """At Ray's port: of an ingest cluster that no query side reads, the only page."""
+        families = list(flow_metrics.families(self._previous, datetime.now(UTC)))
+        await asyncio.to_thread(self._mirror.show, families)
 
     async def _look_at_recall(self) -> None:
         writer = self._crew.reports().get(WRITER)
@@ -224,6 +277,14 @@ class Supervisor:
         if request is not None:
             self._drain = Drain(request.id)
             self._draining = asyncio.get_running_loop().create_task(self._drained(self._drain, request.timeout_s))
+
+
+def _disk(settings: Settings) -> dict[str, int] | None:
+    try:
+        usage = shutil.disk_usage(settings.home)
+    except OSError:  # not made yet
+        return None
+    return {"free_bytes": usage.free, "size_bytes": usage.total}
 
 
 def _ray_session() -> str:

@@ -20,12 +20,18 @@ Report = ReaderStatistics | FetcherStatistics | EmbedderStatistics | WriterStati
 WINDOW_S = 60.0  # rates are over the last minute: shorter ones jump with each group commit
 SAMPLE_S = 5.0  # a sample this often; a rate over less says nothing
 _COUNTED: Mapping[type, tuple[str, ...]] = {
-    ReaderStatistics: ("outcomes", "dead_letters", "retries", "ended"),
-    FetcherStatistics: ("fetched", "fetched_bytes", "failed", "extraction_kills"),
-    EmbedderStatistics: ("texts", "cache_hits", "reused", "requests", "failed_requests", "tokens"),
-    WriterStatistics: ("commits",),
-}
+    ReaderStatistics: (
+        "outcomes", "dead_letters", "retries", "retried", "ended", "messages", "message_bytes", "offset_commits",
+        "offset_commits_refused", "rebalances", "durations",
+    ),
+    FetcherStatistics: ("fetched", "fetched_bytes", "failed", "extraction_kills", "durations"),
+    EmbedderStatistics: (
+        "texts", "cache_hits", "reused", "requests", "failed_requests", "request_failures", "tokens", "durations",
+    ),
+    WriterStatistics: ("commits", "failed_commits", "committed_documents", "failed_upkeep", "durations"),
+}  # fmt: skip
 OUTCOME, DEAD_LETTER = "outcomes.", "dead_letters."
+RETRIED, REQUEST_FAILURE, DURATION = "retried.", "request_failures.", "durations."
 """Prefixes of tallies that are kept by name."""
 
 
@@ -50,6 +56,10 @@ class Tallies:
     def named(self, prefix: str) -> dict[str, int]:
         """The tallies under `prefix`, by name."""
         return {name.removeprefix(prefix): n for name, n in sorted(self.sums.items()) if name.startswith(prefix)}
+
+    def plain(self) -> dict[str, int]:
+        """The tallies that are kept by no name."""
+        return {name: n for name, n in sorted(self.sums.items()) if "." not in name}
 
     def to_json(self) -> dict[str, Any]:
         return {

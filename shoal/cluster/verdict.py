@@ -21,6 +21,7 @@ STALLED_S = 10.0
 CHANGE_S = 120.0  # ingest was whole again with another model after 20 to 45 s on a busy machine; after this it is not
 DEAD_PER_MIN_MIN = 10.0  # fewer dead letters in a minute say nothing about the whole
 RUNNING, DRAINED = "running", "drained"  # as watching.State
+WELL = (RUNNING, DRAINED, "leaving", "pending")  # the last two: readers and fetch workers that follow the load
 
 _LOGS = "see its log in the logs directory of Ray's session (in Kubernetes: the pod's)"
 
@@ -115,7 +116,7 @@ def _actor_reasons(status: Status, problems: dict[str, str], running_s: float) -
         stalled_s, state = actor.get("stalled_s") or 0.0, str(actor.get("state"))
         if name in told:
             continue
-        if state not in (RUNNING, DRAINED):
+        if state not in WELL:
             why = _why(name, actor, problems) or "it does not answer"
             backoff_s = actor.get("backoff_s")
             wait = f"; it is started again in {backoff_s:.0f} s" if backoff_s else ""

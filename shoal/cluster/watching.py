@@ -33,6 +33,13 @@ class State(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     RETIRED = "drained"  # ended on purpose, for good
+    LEAVING = "leaving"  # as RUNNING, but not wanted any more: it ends what it has
+    OFF = "off duty"  # not wanted now
+
+
+PENDING = "pending"
+"""What the status shows of one that waits for a place, and that the others do without."""
+_UNWANTED = (State.RETIRED, State.LEAVING, State.OFF)
 
 
 class Do(StrEnum):
@@ -94,7 +101,7 @@ class Watched:
 
     def created(self, now: float) -> None:
         """It was created, or one that lives already was found."""
-        if self.state is State.RETIRED:
+        if self.state in _UNWANTED:
             return
         if self._had_a_life:
             self.restarts += 1
@@ -122,7 +129,7 @@ class Watched:
 
     def died(self, reason: str, now: float, *, hopeless: bool = False) -> None:
         """It is gone. `hopeless`: its constructor failed, or it could not be created at all."""
-        if self.state is State.RETIRED:
+        if self.state in _UNWANTED:
             return
         pause_s = self.streak.ended(now - self._begun_at if self.state is State.RUNNING else 0.0, hopeless=hopeless)
         self.state, self.reason, self._due_at = State.WAITING, reason, now + pause_s
@@ -135,11 +142,34 @@ class Watched:
         """It is not wanted any more."""
         self.state = State.RETIRED
 
+    def leave(self) -> None:
+        """It is one too many: nobody is begun again in its place."""
+        self.state = State.LEAVING
+
+    def left(self) -> None:
+        """It has ended, and is off duty."""
+        self.state, self.pid, self.reason = State.OFF, None, None
+        self.streak, self._had_a_life, self._ran = Streak(), False, False
+
+    def hire(self, now: float) -> None:
+        """It is wanted (again)."""
+        self.state, self._due_at = State.WAITING, now + FREE_NAME_S
+
+    @property
+    def has_run(self) -> bool:
+        """Whether this life of it has been heard, also by an earlier watcher."""
+        return self._ran or self.state in (State.RUNNING, State.LEAVING)
+
     def skip(self, gap_s: float) -> None:
         """The watcher itself did nothing for `gap_s`: that was nobody's silence."""
         self._heard_at += gap_s
         if self._called_at is not None:
             self._called_at += gap_s
+
+    def has_no_room(self, now: float) -> None:
+        """It was created and can't be placed yet: no silence of its own."""
+        if self.state is State.STARTING:
+            self._heard_at = now
 
     def decide(self, now: float) -> Do:
         """What to do now. Whoever must END counts as dead from here on."""
@@ -179,7 +209,7 @@ class Watched:
         return {
             "state": str(state),
             # Also while it is only being adopted: the next watcher must know it, if this one dies before it is heard.
-            "has_run": self._ran or self.state is State.RUNNING,
+            "has_run": self.has_run,
             "pid": self.pid,
             "restarts": self.restarts,
             "reason": self.reason,

@@ -11,22 +11,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
 
+from shoal import tracing
 from shoal.embeddings.concurrency import Concurrency
 from shoal.embeddings.models import EmbeddingModel
 from shoal.embeddings.purposes import Charge, Lane, Purpose
 from shoal.embeddings.texts import Kind
 from shoal.embeddings.turnstile import Turnstile
-from shoal.errors import BadDocument, ShoalError, TransientError
+from shoal.errors import BadDocument, QuotaError, ShoalError, ThrottledError, TransientError
+from shoal.histograms import Durations
 from shoal.records import Matrix, Vector
 
 _BACKOFF_FIRST_S = 0.5
 _BACKOFF_MAX_S = 16.0
+LINKS_MAX = 100  # of a span: OpenTelemetry keeps 128
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class Ask:
     entered: Lane
     lane: Lane
     answer: asyncio.Future[Vector]
+    trace: str | None = None  # of who brought it first
 
     def fail(self, error: ShoalError) -> None:
         """The caller gets `error`, unless it has its answer."""
@@ -74,6 +79,8 @@ class Caller:
         self._give_up_s, self._on_charges = give_up_s, on_charges
         self._clock, self._sleep = clock, sleep
         self.requests = self.failed_requests = self.tokens = 0
+        self.failures: Counter[str] = Counter()  # requests by why they failed
+        self.durations = Durations()
         self.last_error: str | None = None
         self._unwell_since: float | None = None
 
@@ -130,7 +137,11 @@ class Caller:
         has_failed, sent_at = True, self._clock()
         try:
             texts, kind = [ask.text for ask in batch], batch[0].kind
-            vectors = await asyncio.get_running_loop().run_in_executor(self._threads, self._model.embed, texts, kind)
+            links = list(dict.fromkeys(ask.trace for ask in batch))[:LINKS_MAX]
+            with tracing.span("provider request", links=links, shoal__texts=len(texts), shoal__tokens=tokens):
+                vectors = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, self._model.embed, texts, kind
+                )
             self._check(vectors, len(texts))
             has_failed = False
             self._unwell_since = None
@@ -139,8 +150,10 @@ class Caller:
             return vectors
         except BadDocument:  # it answered
             self._unwell_since = None
+            self.failures["refused_text"] += 1
             raise
         except ShoalError as error:
+            self.failures[_cause(error)] += 1
             if self._concurrency is not None and isinstance(error, TransientError):
                 self._concurrency.refused(self._clock())
             if self._unwell_since is None:
@@ -148,6 +161,7 @@ class Caller:
             raise
         finally:
             self.failed_requests += has_failed
+            self.durations.observe("stage.provider_request", self._clock() - sent_at)
             self._book(batch, has_failed)
 
     def _check(self, vectors: Matrix, count: int) -> None:
@@ -177,3 +191,12 @@ class Caller:
         self.last_error = str(error)
         for ask in batch:
             ask.fail(error)
+
+
+def _cause(error: ShoalError) -> str:
+    """throttled (less often, please), quota (somebody must pay), unwell (it may come back), or misconfigured."""
+    if isinstance(error, ThrottledError):
+        return "throttled"
+    if isinstance(error, QuotaError):
+        return "quota"
+    return "unwell" if isinstance(error, TransientError) else "misconfigured"

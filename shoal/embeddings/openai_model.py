@@ -40,7 +40,7 @@ from shoal.embeddings.openai_answers import (
 )
 from shoal.embeddings.texts import Kind, check_texts
 from shoal.embeddings.wordpieces import TokenCounter
-from shoal.errors import BadDocument, ConfigurationError, DeadReason, TransientError
+from shoal.errors import BadDocument, ConfigurationError, DeadReason, QuotaError, ThrottledError, TransientError
 from shoal.records import Matrix, Vector
 from shoal.settings import Settings
 
@@ -169,7 +169,7 @@ class OpenAIModel:
         except openai.APIStatusError as error:
             status, code = error.status_code, error.code or error.type or ""
             if "insufficient_quota" in (error.code, error.type):
-                raise ConfigurationError(f"{name}: the account's quota is used up: see its billing page") from error
+                raise QuotaError(f"{name}: the account's quota is used up: see its billing page") from error
             if status in (401, 403):
                 raise ConfigurationError(f"{name}: the key was refused ({status} {code})") from error
             if status in (408, 409, 425, 429) or status >= 500:
@@ -297,7 +297,7 @@ class OpenAIModel:
             raise _InputRefused(f"in the server's answer {error}", is_proven=False) from None
         except WrongAnswer as error:
             if "insufficient_quota" in error.code:
-                raise ConfigurationError(f"{self.name}: the account's quota is used up: see its billing page") from None
+                raise QuotaError(f"{self.name}: the account's quota is used up: see its billing page") from None
             raise TransientError(
                 f"{self.name}: the server's answer is no list of embeddings: {self._plain(str(error))}"
             ) from None
@@ -373,11 +373,11 @@ class OpenAIModel:
         status, code, headers = error.status_code, error.code or error.type or "", error.response.headers
         match status:
             case 429 if "insufficient_quota" in (error.code, error.type):
-                raise ConfigurationError(f"{name}: the account's quota is used up: see its billing page") from error
+                raise QuotaError(f"{name}: the account's quota is used up: see its billing page") from error
             case 429:
                 retry_after_s = _retry_after_s(headers)
                 self.limiter.throttled(headers, retry_after_s, self._clock(), sent_at=sent_at)
-                raise TransientError(f"{name}: rate limit reached", retry_after_s) from error
+                raise ThrottledError(f"{name}: rate limit reached", retry_after_s) from error
             case 401 | 403:  # the server's own words hold a part of the key
                 setting = "AZURE_OPENAI_API_KEY" if self._is_azure else "OPENAI_API_KEY"
                 raise ConfigurationError(f"{name}: the key was refused ({status} {code}): see {setting}") from error

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from shoal import tracing
 from shoal.embeddings.batching import Batcher
 from shoal.embeddings.cache import EmbeddingCache, cache_key
 from shoal.embeddings.calling import Ask, Caller
@@ -205,6 +206,9 @@ class EmbeddingService:
             tokens=self._caller.tokens,
             queued_texts=sum(queued.values()),
             queued_by_lane=queued,
+            queued_bytes=sum(entrance.size_bytes for entrance in self._entrances.values()),
+            request_failures=dict(self._caller.failures.copy()),
+            durations=self._caller.durations.counts(),
             running=self._running,
             running_max=self._concurrency.allowed if self._concurrency is not None else self._places,
             unwell_s=self._caller.unwell_s,
@@ -292,7 +296,9 @@ class EmbeddingService:
             answer.add_done_callback(
                 lambda future: future.cancelled() or future.exception()
             )  # seen, though nobody asks
-            self._in_flight[key] = Ask(key, text, kind, tokens, size, purpose, purpose.lane, purpose.lane, answer)
+            self._in_flight[key] = Ask(
+                key, text, kind, tokens, size, purpose, purpose.lane, purpose.lane, answer, tracing.header()
+            )
             self._put(self._in_flight[key])
             is_queued = True
             return answer

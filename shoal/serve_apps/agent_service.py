@@ -7,14 +7,14 @@ The same service and the same tables; nothing here changes anything. Fails as `S
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Protocol
+from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.records import SCRAPER_COLLECTION, Vector
+from shoal.records import SCRAPER_COLLECTION
 from shoal.serve_apps.search_service import SearchService, shown_api
+from shoal.serve_apps.visible import check_collection, visible_collections
 from shoal.store.conditions import FILTERS
 from shoal.store.filters import QueryError
-from shoal.store.requests import Hit, check_collection
 
 CONTENTS = ("data_source", "data_type", "file_format")
 """Columns whose commonest values say what a collection holds."""
@@ -24,21 +24,14 @@ class UnknownDocumentError(QueryError):
     """There is no document of that id."""
 
 
-class DocumentIndex(Protocol):
-    """What this asks of `shoal.store.search.SearchIndex`, beside what the search service does."""
-
-    async def document_part(
-        self, document_id: str, first: int, limit: int
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None: ...
-    async def api_vector(self, document_id: str) -> Vector | None: ...
-    async def similar_apis(self, vector: Vector, limit: int) -> list[Hit]: ...
-
-
 class AgentService(SearchService):
     """One per replica of MCP."""
 
     async def collections(self) -> list[dict[str, Any]]:
-        """[{name, embedding_model, documents, chunks, indexed_through, contents, columns}]; see the protocol."""
+        """[{name, embedding_model, documents, chunks, indexed_through, contents, columns}] of those that the caller may
+        read; see the protocol."""
+        if SCRAPER_COLLECTION not in visible_collections():
+            return []
         index = await self._index()
         counts, freshness, contents = await asyncio.gather(index.counts(), index.freshness(), self._contents())
         return [
@@ -55,13 +48,13 @@ class AgentService(SearchService):
     async def document_chunks(self, collection: str, document_id: str, first: int, limit: int) -> dict[str, Any]:
         """{document, content_schema, chunks, freshness} of the current version."""
         check_collection(collection)
-        index: Any = await self._index()
-        found = await index.document_part(document_id, first, limit)
-        if found is None:
+        index = await self._index()
+        document = await index.documents.row(document_id)
+        if document is None:
             raise UnknownDocumentError(
                 f"id: there is no document {document_id[:200]!r}; take `id` from a search result, as it is"
             )
-        document, rows = found
+        rows = await index.documents.chunks(document_id, document["version"], first, limit)
         schema = rows[0].get("content_schema") if rows and rows[0]["chunk_index"] == 0 else None
         names = ("chunk_index", "heading", "char_start", "char_end")
         chunks = [{**{name: row[name] for name in names}, "text": row["content_summary"]} for row in rows]
@@ -71,8 +64,8 @@ class AgentService(SearchService):
     async def similar_documents(self, collection: str, document_id: str, limit: int) -> list[dict[str, Any]]:
         """As `similar_apis`, to the stored description of a document, which is left out itself."""
         check_collection(collection)
-        index: Any = await self._index()
-        vector = await index.api_vector(document_id)
+        index = await self._index()
+        vector = await index.documents.api_vector(document_id)
         if vector is None:
             raise UnknownDocumentError(f"no description of {document_id[:200]!r} is stored that others compare with")
         hits = await index.similar_apis(vector, limit + 1)

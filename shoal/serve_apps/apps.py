@@ -10,16 +10,22 @@ process which deploys starts fast and does not fork after loading the store. Dep
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from starlette.types import ASGIApp
 
+from shoal import log_format, tracing
 from shoal.serve_apps.query_embedding import QueryEmbedder, embed_through
 from shoal.settings import Settings
 
 if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
     from shoal.serve_apps.agent_service import AgentService
     from shoal.serve_apps.document_service import DocumentService
     from shoal.serve_apps.request_frame import Limits
@@ -33,6 +39,9 @@ EMBEDDER = "QueryEmbedder"
 WARM_S = 60.0
 """How long the query embedder may take to load the other model of a collection that has moved. The index that was left
 answers meanwhile."""
+
+LOOK_BACK_S_MIN = 11.0
+"""Ray wants it longer than 10 s, its own interval of reports; ours is shorter (ray_environment)."""
 
 HEALTH_CHECK_PERIOD_S = 1.0
 """Serve notices a dead replica only when it asks it; its default of 10 s would be two thirds of a recovery."""
@@ -78,6 +87,14 @@ def _documents(settings: Settings, service: SearchService) -> DocumentService:
     return DocumentService(service.index, service.lag, commands, RawFiles(settings), Pusher(settings))
 
 
+def _seen(settings: Settings) -> None:
+    """This replica's log and traces."""
+    log_format.configure(settings)
+    # A line for each request that was answered well would be most of the log.
+    logging.getLogger("shoal.rest.access").setLevel(logging.WARNING)
+    tracing.configure(settings, "shoal-query")
+
+
 def _limits(settings: Settings) -> Limits:
     from shoal.serve_apps.request_frame import Limits
 
@@ -88,6 +105,7 @@ class Rest:
     """A replica of REST."""
 
     def __init__(self, settings: Settings, embedder: Any) -> None:
+        _seen(settings)
         self._settings = settings
         self._embedder = embedder
 
@@ -95,6 +113,7 @@ class Rest:
         from shoal.serve_apps.cost import Costs
         from shoal.serve_apps.dead_letter_service import DeadLetters
         from shoal.serve_apps.guard import Gate
+        from shoal.serve_apps.ray_mirror import RayMirror
         from shoal.serve_apps.rest import create_rest
         from shoal.serve_apps.trail_search import TrailSearch
 
@@ -109,6 +128,7 @@ class Rest:
             limits=_limits(settings),
             gate=Gate.of(settings),
             audit=TrailSearch(settings),
+            mirror=RayMirror(),
         )
 
 
@@ -116,7 +136,15 @@ class Mcp:
     """A replica of the MCP server: stateless, so any of them answers any request."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        from shoal.serve_apps.metrics_page import Metrics
+        from shoal.serve_apps.ray_mirror import keep
+
+        _seen(settings)
+        self._settings, self._metrics = settings, Metrics()
+        self._showing = asyncio.create_task(keep(self._gathered))
+
+    async def _gathered(self) -> Iterable[Metric]:
+        return self._metrics.families()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         from shoal.embeddings.cl100k import count
@@ -126,7 +154,27 @@ class Mcp:
 
         settings = self._settings
         server = build_server(_service(settings, serve.get_deployment_handle(EMBEDDER, app_name=REST)), count=count)
-        return mcp_http(server, stamps=False, limits=_limits(settings), gate=Gate.of(settings))
+        return mcp_http(
+            server, stamps=False, limits=_limits(settings), gate=Gate.of(settings), observe=self._metrics.observe
+        )
+
+
+class MeasuredQueryEmbedder(QueryEmbedder):
+    """A replica of it, which shows what it does at Ray's port."""
+
+    def __init__(self, settings: Settings) -> None:
+        from shoal.serve_apps.metrics_page import replica_name
+        from shoal.serve_apps.ray_mirror import keep
+
+        _seen(settings)
+        super().__init__(settings)
+        self._replica = replica_name()
+        self._showing = asyncio.create_task(keep(self._gathered))
+
+    async def _gathered(self) -> Iterable[Metric]:
+        from shoal.serve_apps.embedder_metrics import families
+
+        return families(self.statistics(), self._replica)
 
 
 def rest_app(settings: Settings) -> Any:
@@ -152,7 +200,7 @@ def _embedder(settings: Settings) -> Any:
         max_surge_percent=100,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
-    )(QueryEmbedder).bind(settings)
+    )(MeasuredQueryEmbedder).bind(settings)
 
 
 def _ingress(name: str, replica: type, settings: Settings) -> Any:
@@ -164,11 +212,13 @@ def _ingress(name: str, replica: type, settings: Settings) -> Any:
         max_queued_requests=200,
         backpressure_config={"status_code": 429, "retry_after_s": 1},
         autoscaling_config={
-            "min_replicas": 1,
+            "min_replicas": settings.serve_replicas_min,
             "max_replicas": settings.serve_replicas_max,
-            "target_ongoing_requests": 16,
-            "upscale_delay_s": 5,
-            "downscale_delay_s": 120,
+            "target_ongoing_requests": settings.serve_target_requests,
+            "upscale_delay_s": settings.serve_upscale_delay_s,
+            "downscale_delay_s": settings.serve_downscale_delay_s,
+            # What was asked on average in this time; no longer than what it is to decide.
+            "look_back_period_s": max(LOOK_BACK_S_MIN, min(30.0, settings.serve_downscale_delay_s)),
         },
         # Shares only let Ray place it on a laptop; what bounds the work is the store's own gate.
         ray_actor_options={"num_cpus": 0.1},

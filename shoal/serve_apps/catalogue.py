@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from shoal.serve_apps import list_cursors
+from shoal.serve_apps.flow import entry_of
 from shoal.serve_apps.models import Name, Request
 from shoal.store.feeds import Catalogue, Feed
 
@@ -62,23 +63,12 @@ def stable(body: Json) -> Json:
 
 
 def described(feed: Feed, now: datetime) -> Json:
-    """One dataset; times in UTC, seconds. What is None is not known (yet)."""
-    cadence = feed.at(now)
-    usual = cadence.rhythm
+    """One dataset: as the status shows it, and what it is made of."""
     return {
-        "environment": feed.environment,
-        "dataset": feed.dataset,
-        "data_source": feed.data_source,
-        "documents": feed.documents,
+        **entry_of(feed, now),
         "versions": feed.versions,
         "formats": dict(feed.formats),
         "first_seen_at": feed.first_seen_at,
-        "last_seen_at": feed.last_seen_at,
-        "last_collected_at": feed.last_collected_at,
-        "silent_s": None if cadence.silent_s is None else round(cadence.silent_s, 1),
-        "expected_every_s": usual.median_gap_s if usual else None,
-        "overdue_after_s": usual.overdue_after_s if usual else None,
-        "overdue": cadence.overdue,
     }
 
 

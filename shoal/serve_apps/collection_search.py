@@ -13,12 +13,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from shoal import tracing
 from shoal.serve_apps.collection_models import CollectionSearch
 from shoal.serve_apps.degrading import way_of
 from shoal.serve_apps.freshness import Lag, freshness_of
 from shoal.serve_apps.models import state_of
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.serve_apps.reranking import CANDIDATES_MAX, Reranker, SkippedError
+from shoal.serve_apps.stages import ended, searched
+from shoal.serve_apps.visible import check_collection
 from shoal.settings import Settings
 from shoal.store.boosts import DAY_S, NO_BOOSTS, Boosts
 from shoal.store.conditions import FILTERS
@@ -76,7 +79,8 @@ class CollectionSearches:
         self._lag = lag
 
     async def search(self, name: str, parameters: CollectionSearch | Mapping[str, Any]) -> dict[str, Any]:
-        """One page of documents of the collection `name`."""
+        """One page of documents of the collection `name`. Raises UnknownCollectionError and what a search raises."""
+        check_collection(name)
         started = time.perf_counter()
         asked = CollectionSearch.read(parameters)
         filters = asked.filters.filter() if asked.filters else None
@@ -84,13 +88,15 @@ class CollectionSearches:
             check(filters, FILTERS)  # before anything is paid for the question's vector
         index = await self._index()
         warnings: list[str] = []
+        ended("accept")
         way = await way_of(
             self._vectors, index.model, asked.query, asked.mode or "hybrid", asked.cursor, warnings, name
         )
         reranks = asked.rerank and self._reranker is not None
         if asked.rerank and not reranks:
             warnings.append("no reranker is configured (rerank_url): these results are not reranked")
-        page = await index.search(
+        page = await traced_search(
+            index,
             SearchRequest(
                 collection=name,
                 mode=way.mode,
@@ -109,8 +115,9 @@ class CollectionSearches:
                 facets=asked.facets,
                 as_of=state_of(asked.as_of),
                 wait_sequence=int(asked.wait_token) if asked.wait_token else None,
-            )
+            ),
         )
+        searched(page.timings_ms.get("queued", 0.0))
         hits, rerank_ms = page.hits, 0.0
         if reranks and hits:
             asked_at = time.perf_counter()
@@ -180,3 +187,10 @@ def _chunk(row: Mapping[str, Any]) -> dict[str, Any]:
 def cut(text: str | None, chars_max: int) -> str | None:
     """`text` with at most `chars_max` characters, an ellipsis in place of the rest."""
     return text if text is None or len(text) <= chars_max else text[: chars_max - 1] + "…"
+
+
+async def traced_search(index: Any, request: SearchRequest) -> SearchPage:
+    """A search as a span of the request's trace."""
+    with tracing.span("search", shoal__mode=request.mode, shoal__limit=request.limit):
+        page: SearchPage = await index.search(request)
+        return page

@@ -28,10 +28,11 @@ from shoal.serve_apps.freshness import Lag, freshness_of
 from shoal.serve_apps.models import InvalidParameter, NotFound, Request, Text
 from shoal.serve_apps.pushing import Pusher, PushQuery, digest, job_of, named_by
 from shoal.serve_apps.raw_files import OpenFile, Presigned, RawFiles
+from shoal.serve_apps.scopes import is_visible
+from shoal.serve_apps.visible import check_collection, visible_collections
 from shoal.sources.versions import compact
 from shoal.store.documents import Documents
 from shoal.store.reading import Freshness
-from shoal.store.requests import check_collection
 from shoal.store.schemas import TableKind
 
 Json = dict[str, Any]
@@ -88,8 +89,8 @@ class DocumentService:
     # --- collections --------------------------------------------------------------------------
 
     async def collections(self) -> Json:
-        """{collections: [...]}: every one, as `collection` describes it."""
-        return {"collections": [await self.collection(SCRAPER_COLLECTION)], "next_cursor": None}
+        """{collections: [...]}: every one that the caller may read, as `collection` describes it."""
+        return {"collections": [await self.collection(name) for name in visible_collections()], "next_cursor": None}
 
     async def collection(self, name: str) -> Json:
         """{name, embedding_model, width, vector_dtype, documents, chunks, freshness}."""
@@ -113,7 +114,7 @@ class DocumentService:
         index, row = await self._row(name, document_id, asked.version)
         is_current = row.get("superseded_at") is None
         chunks = (
-            await index.documents.chunks(document_id, asked.first_chunk, asked.chunks)
+            await index.documents.chunks(document_id, row["version"], asked.first_chunk, asked.chunks)
             if asked.chunks and is_current
             else []
         )
@@ -190,7 +191,9 @@ class DocumentService:
         }  # fmt: skip
 
     async def job(self, job_id: str) -> Json | None:
-        """How far a push or a deletion is; None where the id is of neither."""
+        """How far a push or a deletion is; None where the id is of neither, or of one that the caller may not know."""
+        if not is_visible(SCRAPER_COLLECTION):
+            return None
         if (pushed := named_by(job_id)) is not None:
             return await self._pushed(job_id, *pushed)
         found = _DELETION.fullmatch(job_id)

@@ -191,7 +191,7 @@ BY_HASH: Responses = {
     )
 }
 SPEC_BODY = json_body(
-    {"type": "object", "additionalProperties": True},
+    {"type": "object", "additionalProperties": True, "minProperties": 1},
     {
         "endpoint": "https://example.org/api/v2/load?zone=WEST",
         "method": "GET",
@@ -366,12 +366,17 @@ COST: Responses = {
 
 
 def name_components(app: FastAPI) -> None:
-    """Adds the parts of bodies that refer to themselves (filters) to the OpenAPI document of `app`."""
+    """Adds the parts of bodies that refer to themselves (filters) to the OpenAPI document of `app`, and says that
+    answers are objects: FastAPI calls those that it does not write itself strings."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = made()
         document.setdefault("components", {}).setdefault("schemas", {}).update(collection_models.components())
+        for operation in (one for path in document["paths"].values() for one in path.values()):
+            for answer in operation["responses"].values():
+                if "application/json" in (content := answer.get("content", {})):
+                    content["application/json"]["schema"] = {"type": "object"}
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -67,6 +67,18 @@ REPLAY_BODY = json_body(
     DeadLetterReplay.model_json_schema(), {"reason": "object_missing", "since": "2025-01-20", "limit": 100}
 )
 REPLAYED: Responses = {
+    200: json_answer(
+        {
+            "replayed": 0,
+            "would_be_replayed": 12,
+            "replayed_too_often": 0,
+            "not_replayable": [],
+            "handled_left_out": {"succeeded": 3},
+            "missing": [],
+            "is_complete": True,
+        },
+        "A dry run: nothing was sent.",
+    ),
     202: json_answer(
         {
             "replayed": 12,
@@ -78,5 +90,5 @@ REPLAYED: Responses = {
             "is_complete": True,
         },
         "Sent. `is_complete` false: there are more, ask again.",
-    )
+    ),
 }

@@ -54,7 +54,7 @@ def _gone(why: str) -> Json:
 def feeds_of(catalogue: Catalogue, now: datetime) -> Json:
     """{at, total, overdue, unknown, listed}: the overdue first (the longest beyond its bound before others), then
     those whose cadence is known, then the rest; each group by how long it is silent."""
-    entries = [_entry(feed, now) for feed in catalogue.feeds]
+    entries = [entry_of(feed, now) for feed in catalogue.feeds]
     entries.sort(key=_urgency)
     return {
         "at": catalogue.at,
@@ -72,7 +72,8 @@ def _urgency(entry: Json) -> tuple[int, float]:
     return (0 if entry["overdue"] else 1), -silent_s / entry["overdue_after_s"]
 
 
-def _entry(feed: Feed, now: datetime) -> Json:
+def entry_of(feed: Feed, now: datetime) -> Json:
+    """One dataset as it is now; times in UTC, seconds. What is None is not known (yet)."""
     cadence = feed.at(now)
     usual = cadence.rhythm
     return {

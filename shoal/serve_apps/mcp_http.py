@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from fastmcp import FastMCP
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shoal.serve_apps.guard import Gate, Guard
-from shoal.serve_apps.request_frame import Limits, RequestFrame
+from shoal.serve_apps.request_frame import Answered, Limits, RequestFrame
 
 
 class RootSlash:
@@ -23,9 +26,20 @@ class RootSlash:
 
 
 def mcp_http(
-    server: FastMCP, *, stamps: bool = True, limits: Limits | None = None, gate: Gate | None = None
+    server: FastMCP,
+    *,
+    stamps: bool = True,
+    limits: Limits | None = None,
+    gate: Gate | None = None,
+    observe: Callable[[Answered], None] = lambda _: None,
 ) -> ASGIApp:
-    """`stamps`, `limits`: see RequestFrame. `gate`: who may do what; without one everybody may do everything. Its
-    lifespan must be run."""
+    """`stamps`, `limits`, `observe`: see RequestFrame. `gate`: who may do what; without one everybody may do
+    everything. Its lifespan must be run."""
+
+    def observed(answered: Answered) -> None:
+        observe(replace(answered, route="/mcp"))  # there is one, and no router that names it
+
     app: ASGIApp = RootSlash(server.http_app(path="/", stateless_http=True, json_response=True))
-    return RequestFrame(Guard(app, gate, "mcp") if gate is not None else app, stamps=stamps, limits=limits)
+    return RequestFrame(
+        Guard(app, gate, "mcp") if gate is not None else app, stamps=stamps, limits=limits, observe=observe
+    )

@@ -35,17 +35,25 @@ class NotFound(PermanentError):
     """What was named is not there."""
 
 
+_CONTROL = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f"
+
+
 def _no_control_characters(value: object) -> object:
-    if isinstance(value, str) and re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", value):
+    if isinstance(value, str) and re.search(f"[{_CONTROL}]", value):
         raise ValueError("contains control characters")
     return value
 
 
+def _described(schema: dict[str, Any]) -> None:
+    schema.setdefault("pattern", f"^[^{_CONTROL}]*$")  # where the field has a narrower one, that says it
+
+
 def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    # Python takes four control characters for white space: they are not nothing, they are refused.
+    return value is None or (isinstance(value, str) and not value.strip() and not re.search(f"[{_CONTROL}]", value))
 
 
-Text = Annotated[str, BeforeValidator(_no_control_characters)]
+Text = Annotated[str, BeforeValidator(_no_control_characters), Field(json_schema_extra=_described)]
 Name = Annotated[Text, StringConstraints(max_length=200, strip_whitespace=True)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-fA-F]{64}$", to_lower=True, strip_whitespace=True)]
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from shoal import tracing
 from shoal.embeddings.cache import EmbeddingCache
 from shoal.embeddings.models import create_model, default_model_name
 from shoal.embeddings.purposes import Purpose
 from shoal.embeddings.service import EmbeddingService
 from shoal.errors import ShoalError
+from shoal.metrics import EmbedderStatistics
 from shoal.records import Vector
 from shoal.serve_apps.query_vectors import DEADLINE_S, Embed
 from shoal.serve_apps.spending import open_keeper
@@ -50,8 +52,12 @@ class QueryEmbedder:
         # The model that new collections get is most likely the one: the first question shall not be the slow one.
         self._warming = asyncio.create_task(self._warm_up())
 
-    async def embed(self, model: str, text: str, collection: str = "") -> Vector:
-        """Unit vector of `text` by the model of that name; `collection` pays."""
+    async def embed(self, model: str, text: str, collection: str = "", trace: str | None = None) -> Vector:
+        """Unit vector of `text` by the model of that name; `collection` pays. `trace`: the caller's traceparent."""
+        with tracing.span("embed question", trace) if trace else contextlib.nullcontext():
+            return await self._embed(model, text, collection)
+
+    async def _embed(self, model: str, text: str, collection: str) -> Vector:
         held = self._held.get(model) or await self._load(model)
         if model in self._held:
             self._held.move_to_end(model)
@@ -63,6 +69,10 @@ class QueryEmbedder:
             await self._close_left(held)
         # A copy: a row of a batch would take the whole batch with it when pickled.
         return np.array(vectors[0], dtype=np.float32)
+
+    def statistics(self) -> list[EmbedderStatistics]:
+        """One for each model that is held."""
+        return [held.service.statistics() for held in self._held.values()]
 
     async def close(self) -> None:
         """Ends its threads; for tests, since a replica simply ends."""
@@ -106,7 +116,9 @@ def embed_through(handle: Any) -> Embed:
 
     async def embed(model: str, text: str, collection: str) -> Vector:
         try:
-            vector: Vector = await handle.embed.remote(model, text, collection)
+            trace = tracing.header()
+            asked = (model, text, collection) if trace is None else (model, text, collection, trace)
+            vector: Vector = await handle.embed.remote(*asked)
         except Exception as error:  # a RayTaskError, named by its cause, so that this module needs no Ray
             if isinstance(cause := getattr(error, "cause", None), ShoalError):
                 raise cause from None

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from shoal.errors import ShoalError, TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.serve_apps.deadlines import left_s
+from shoal.serve_apps.stages import ended
 
 Embed = Callable[[str, str, str], Awaitable[Vector]]
 """(name of the collection's model, text, the collection that pays) -> unit vector of that model. May raise anything."""
@@ -41,7 +42,13 @@ class QueryVectors:
     async def of(self, model: str, text: str, collection: str = SCRAPER_COLLECTION) -> Vector:
         """The vector of `text`, paid by the `collection` that asks first. Raises TransientError where there is none in
         time, ShoalError where the text or the settings are to blame."""
-        key = (model, text)
+        ended("accept")
+        try:
+            return await self._of((model, text), collection)
+        finally:
+            ended("embed")
+
+    async def _of(self, key: tuple[str, str], collection: str) -> Vector:
         if (vector := self._known.get(key)) is not None:
             self._known.move_to_end(key)
             return vector

@@ -9,23 +9,28 @@ come back. What was begun (a file on its way) is not cut by the deadline. It dec
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shoal.serve_apps import deadlines, tracing
+from shoal import tracing as spans
+from shoal.log_format import about
+from shoal.serve_apps import deadlines, stages, tracing
 from shoal.serve_apps.problems import BODY_BYTES_MAX, problem, unexpected
 
 log = logging.getLogger("shoal.rest")
 access = logging.getLogger("shoal.rest.access")
 
 _PUSH = re.compile(r"/api/v1/collections/[^/]+/documents/?")
+_PROBED = frozenset({"/", "/healthz", "/readyz", "/metrics"})  # all the time, by machines: traced only when asked to
+_NO_SPAN = contextlib.nullcontext(spans.NoSpan())
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -44,12 +49,14 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One request that is over. `route` is the template of its path, or `unmatched`; a status of 499: nobody waited."""
+    """One request that is over. `route` is the template of its path, or `unmatched`; a status of 499: nobody waited.
+    `stages_s`: seconds by stage (stages.py) up to the first byte."""
 
     method: str
     route: str
     status: int
     took_s: float
+    stages_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class BodyTooLarge(Exception):
@@ -85,7 +92,27 @@ class RequestFrame:
         given = headers.get("x-request-id", "")
         identity = given if re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = identity
-        trace = tracing.continued(headers.get("traceparent"))
+        parent = headers.get("traceparent")
+        spanned = _NO_SPAN if parent is None and scope["path"] in _PROBED else spans.span(_method(scope), parent)
+        with spanned as current:
+            trace = tracing.of(current.header) or tracing.continued(parent)
+            with about(request=identity, trace=trace.trace_id if trace else None), stages.counting() as counted:
+                status = await self._framed(scope, headers, receive, send, identity, trace, counted)
+            route = _route(scope)
+            current.set(http__response__status_code=status, http__route=route, http__request__method=_method(scope))
+            current.set(shoal__request=identity)
+
+    async def _framed(
+        self,
+        scope: Scope,
+        headers: Headers,
+        receive: Receive,
+        send: Send,
+        identity: str,
+        trace: tracing.Trace | None,
+        counted: stages.Stages,
+    ) -> int:
+        """Answers; the status, 499 where nobody waited for one."""
         began, status = time.perf_counter(), 499
         ends: asyncio.Timeout | None = None
 
@@ -101,6 +128,8 @@ class RequestFrame:
                     fields["X-Request-Id"] = identity
                 if trace is not None:
                     fields["traceparent"] = trace.header
+                stages.ended("send")
+                fields[stages.HEADER] = counted.header()
             await send(message)
 
         self._in_flight += 1
@@ -134,7 +163,9 @@ class RequestFrame:
             await unexpected(identity)(scope, receive, stamped)
         finally:
             self._in_flight -= 1
-            self._over(scope, status, time.perf_counter() - began, identity, trace)
+            took_s = time.perf_counter() - began
+            self._over(Answered(_method(scope), _route(scope), status, took_s, counted.spent_s), identity, trace)
+        return status
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         limits = self._limits
@@ -169,15 +200,22 @@ class RequestFrame:
         is_push = scope["method"] == "POST" and _PUSH.fullmatch(scope["path"]) is not None
         return self._limits.push_bytes if is_push else self._limits.body_bytes
 
-    def _over(self, scope: Scope, status: int, took_s: float, identity: str, trace: tracing.Trace | None) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        route = getattr(scope.get("route"), "path", None) or "unmatched"
-        self._observe(Answered(method, route, status, took_s))
+    def _over(self, answered: Answered, identity: str, trace: tracing.Trace | None) -> None:
+        self._observe(answered)
         of_trace = f" trace {trace.trace_id} span {trace.span_id}" if trace else ""
         # Replicas show warnings only: a line for each request that was answered well would be most of their log.
-        level = logging.WARNING if status >= 500 and status != 501 else logging.INFO
+        level = logging.WARNING if answered.status >= 500 and answered.status != 501 else logging.INFO
         text = "%s %s %d in %.1f ms, request %s%s"
-        access.log(level, text, method, route, status, 1000 * took_s, identity, of_trace)
+        took_ms = 1000 * answered.took_s
+        access.log(level, text, answered.method, answered.route, answered.status, took_ms, identity, of_trace)
+
+
+def _method(scope: Scope) -> str:
+    return scope["method"] if scope["method"] in _METHODS else "OTHER"
+
+
+def _route(scope: Scope) -> str:
+    return getattr(scope.get("route"), "path", None) or "unmatched"
 
 
 class _Refused(Exception):

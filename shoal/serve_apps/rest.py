@@ -8,10 +8,13 @@ refuses them, so that a typo is not silently without effect.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 from fastapi import FastAPI
+from prometheus_client.core import Metric
 
 from shoal import __version__
 from shoal.serve_apps import (
@@ -31,8 +34,10 @@ from shoal.serve_apps.compression import Compressed
 from shoal.serve_apps.cost import Costs
 from shoal.serve_apps.dead_letter_service import DeadLetters
 from shoal.serve_apps.document_service import DocumentService
+from shoal.serve_apps.flow_metrics import of_tables
 from shoal.serve_apps.guard import Gate, Guard
 from shoal.serve_apps.metrics_page import Metrics
+from shoal.serve_apps.ray_mirror import RayMirror, keep
 from shoal.serve_apps.request_frame import Limits, RequestFrame
 from shoal.serve_apps.search_service import SearchService
 from shoal.serve_apps.trail_search import TrailSearch
@@ -53,13 +58,24 @@ def create_rest(
     limits: Limits | None = None,
     gate: Gate | None = None,
     audit: TrailSearch | None = None,
+    mirror: RayMirror | None = None,
 ) -> FastAPI:
     """The application over the services, which are closed with it; without `documents` it has no calls for them.
-    `stamps`: see RequestFrame. `gate`: who may do what; without one everybody may do everything."""
+    `stamps`: see RequestFrame. `gate`: who may do what; without one everybody may do everything. `mirror`: where
+    its metrics are shown too."""
+
+    metrics = Metrics()
+
+    async def gathered() -> Iterable[Metric]:
+        feeds, indexes = await service.measured(datetime.now(UTC))
+        return [*metrics.families(), *of_tables(feeds, indexes)]
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        showing = asyncio.create_task(keep(gathered, mirror)) if mirror is not None else None
         yield
+        if showing is not None:
+            showing.cancel()
         for each in (service, costs, documents, dead_letters, audit):
             if each is not None:
                 each.close()
@@ -68,7 +84,6 @@ def create_rest(
         title="Shoal", version=__version__, description=DESCRIPTION, lifespan=lifespan, docs_url=None, redoc_url=None,
         responses={"default": examples.PROBLEM}, redirect_slashes=False,
     )  # fmt: skip
-    metrics = Metrics()
     problems.install(app)
     docs_page.install(app)
     ui_page.install(app)

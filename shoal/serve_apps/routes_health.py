@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from shoal.serve_apps import examples, examples_flow
 from shoal.serve_apps.metrics_page import CONTENT_TYPE, Metrics
-from shoal.serve_apps.problems import KINDS, JsonResponse, Kind, problem, request_id
+from shoal.serve_apps.problem_kinds import KINDS, Kind
+from shoal.serve_apps.problems import JsonResponse, problem, request_id
 from shoal.serve_apps.routing import NO_PARAMETERS
 from shoal.serve_apps.search_service import SearchService
 
@@ -41,9 +42,10 @@ def add(app: FastAPI, service: SearchService, metrics: Metrics) -> None:
     @app.get("/metrics", tags=["health"], response_class=Response, responses=examples_flow.METRICS)
     async def measured() -> Response:
         """Prometheus' text format: requests of the replica that answers (label `replica`), and the flow as the
-        supervisor last published it."""
-        status = await service.published()
-        page = await asyncio.to_thread(metrics.page, status, datetime.now(UTC))
+        supervisor last published it. docs/metrics.md lists them."""
+        now = datetime.now(UTC)
+        status, (feeds, indexes) = await asyncio.gather(service.published(), service.measured(now))
+        page = await asyncio.to_thread(metrics.page, status, now, feeds=feeds, indexes=indexes)
         return Response(page, headers={"Content-Type": CONTENT_TYPE})
 
     @app.get(

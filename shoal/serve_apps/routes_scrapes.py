@@ -40,7 +40,12 @@ def add(app: FastAPI, service: SearchService) -> None:
     async def by_hash(
         request: Request,
         hash: Annotated[
-            str, Path(description="sha256 of the stored bytes, 64 hex digits.", examples=[examples.SHA256])
+            str,
+            Path(
+                description="sha256 of the stored bytes, 64 hex digits.",
+                examples=[examples.SHA256],
+                json_schema_extra={"pattern": "^[0-9a-fA-F]{64}$"},
+            ),
         ],
     ) -> Response:
         """Have we got the file with this sha256? The newest row with it, and how many have it."""

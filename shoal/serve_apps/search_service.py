@@ -24,7 +24,7 @@ from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.redaction import redact_json
 from shoal.serve_apps import flow
 from shoal.serve_apps.collection_models import CollectionSearch
-from shoal.serve_apps.collection_search import CollectionSearches, Defaults, cut
+from shoal.serve_apps.collection_search import CollectionSearches, Defaults, cut, traced_search
 from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.degrading import way_of
 from shoal.serve_apps.freshness import Lag, freshness_of
@@ -41,12 +41,15 @@ from shoal.serve_apps.models import (
 from shoal.serve_apps.query_vectors import QueryVectors
 from shoal.serve_apps.reranking import Reranker
 from shoal.serve_apps.scopes import attributed, is_visible
+from shoal.serve_apps.stages import ended, searched
+from shoal.serve_apps.visible import check_collection
 from shoal.sources.commands import command_id
+from shoal.store.documents import Documents
 from shoal.store.feeds import Catalogue
 from shoal.store.filters import And, Equals, Filter, Range
 from shoal.store.index_report import IndexReport, report
 from shoal.store.reading import Freshness
-from shoal.store.requests import QUERY_LENGTH_MAX, Hit, SearchPage, SearchRequest, check_collection
+from shoal.store.requests import QUERY_LENGTH_MAX, Hit, SearchPage, SearchRequest
 from shoal.store.schemas import TableKind
 
 SUMMARY_CHARS_MAX = 1000
@@ -56,6 +59,9 @@ SIMILAR_LOOK = 200
 """Documents looked at for similar APIs by words: a busy dataset has many."""
 JOB_WAIT_S = 2.0
 """How long a caller of a command waits for its outcome before it gets 202: a commit takes some 0.3 s."""
+
+MEASURED_S = 5.0
+"""A scraper gives up after ten seconds, and what a slow store keeps back must not cost it the rest."""
 
 TRAITS = ("api_endpoint", "auth_method", "rate_limit", "data_freshness", "pagination_type")
 _CHUNK_FIELDS = ("metadata_id", "content_schema", *TRAITS, "heading", "chunk_index")
@@ -71,6 +77,8 @@ class Index(Protocol):
 
     @property
     def model(self) -> str: ...
+    @property
+    def documents(self) -> Documents: ...
     async def search(self, request: SearchRequest) -> SearchPage: ...
     async def by_hash(self, sha256: str) -> list[dict[str, Any]]: ...
     async def similar_apis(self, vector: Vector, limit: int) -> list[Hit]: ...
@@ -138,8 +146,10 @@ class SearchService:
         asked = ScrapeSearch.read(parameters)
         index = await self._index()
         warnings: list[str] = []
+        ended("accept")
         way = await way_of(self._vectors, index.model, asked.query, asked.mode or "vector", asked.cursor, warnings)
-        page = await index.search(
+        page = await traced_search(
+            index,
             SearchRequest(
                 collection=SCRAPER_COLLECTION,
                 mode=way.mode,
@@ -155,8 +165,9 @@ class SearchService:
                 boosts=self._defaults.boosts,
                 wait_sequence=int(asked.wait_token) if asked.wait_token else None,
                 as_of=asked.state_of,
-            )
+            ),
         )
+        searched(page.timings_ms.get("queued", 0.0))
         return {
             "results": [_result(hit, explain=asked.explain) for hit in page.hits],
             "count": len(page.hits),
@@ -194,8 +205,10 @@ class SearchService:
         """Whether a file with these bytes is known, and its newest row."""
         asked = Sha256Query.read({"hash": sha256})
         index = await self._index()
+        ended("accept")
         fresh = await self._fresh(index, "metadata", "hash")
         rows = await index.by_hash(asked.hash)
+        searched(0.0)
         found = {"exists": True, "data": rows[0], "count": len(rows)} if rows else {"exists": False}
         return {**found, "freshness": fresh}
 
@@ -222,6 +235,7 @@ class SearchService:
             hits = await _similar_by_words(index, text, asked.limit)
         else:
             hits = await index.similar_apis(vector, asked.limit)
+        searched(0.0)
         return {"similar_apis": [shown_api(hit) for hit in hits], "freshness": fresh, "warnings": warnings}
 
     async def fix_patterns(self, parameters: FixPatternsQuery | Mapping[str, Any]) -> dict[str, Any]:
@@ -317,6 +331,25 @@ class SearchService:
             "query_embedder": {"last_error": self._vectors.last_error},
             "warnings": [note] if note else [],
         }
+
+    async def measured(self, now: datetime) -> tuple[dict[str, Any] | None, tuple[dict[str, Any], ...]]:
+        """For metrics: the feeds (None where not known) and a row per index; without what takes its time."""
+
+        async def indexes() -> tuple[dict[str, Any], ...]:
+            try:
+                described = report(await asyncio.to_thread(self._read_indexes))
+            except ShoalError:
+                return ()
+            return described.indexes if described else ()
+
+        async def in_time(call: Awaitable[Any], otherwise: Any) -> Any:
+            try:
+                return await asyncio.wait_for(call, MEASURED_S)
+            except TimeoutError:
+                return otherwise
+
+        feeds, rows = await asyncio.gather(in_time(self._feeds(now), None), in_time(indexes(), ()))
+        return feeds, rows
 
     async def readiness(self) -> dict[str, Any]:
         """`status`: ready, degraded (queries fall back to keywords) or starting (no tables yet)."""

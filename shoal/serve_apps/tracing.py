@@ -26,6 +26,12 @@ class Trace:
         return f"00-{self.trace_id}-{self.span_id}-{self.flags}"
 
 
+def of(header: str | None) -> Trace | None:
+    """Of a span of ours that is recorded; None where nobody traces."""
+    found = _PARENT.fullmatch(header or "")
+    return Trace(found[2], found[3], found[4]) if found else None
+
+
 def continued(traceparent: str | None) -> Trace | None:
     """A new span of the trace that the header names, or None where it names none."""
     found = _PARENT.fullmatch(traceparent or "")

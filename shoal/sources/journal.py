@@ -32,6 +32,7 @@ import orjson
 from shoal.errors import ConfigurationError, PermanentError, ShoalError, TransientError
 from shoal.sources.dead_letters import DEAD_LETTER_SUFFIX, STATE_SUFFIX
 from shoal.sources.log_producer import FailureMarks, Headers
+from shoal.tracing import carried
 
 MIB = 1024 * 1024
 # The mock keeps 5 MiB per partition and cannot serve a batch above that; 4.7 MB of noise was seen to pass.
@@ -275,7 +276,8 @@ class JournalProducer:
         self._marks = FailureMarks()
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
-        """Take a message; it is durable after `flush`. Raises PermanentError over MESSAGE_BYTES_MAX."""
+        """Take a message, with the current trace; `flush` makes it durable. PermanentError over MESSAGE_BYTES_MAX."""
+        headers = carried(headers)
         size = size_bytes(key, value, headers)
         if size > MESSAGE_BYTES_MAX:
             raise PermanentError(

@@ -32,6 +32,7 @@ from shoal.sources.journal import Journal, JournalProducer
 from shoal.sources.log_producer import FailureMarks, Headers
 from shoal.sources.log_producer import LogProducer as LogProducer  # what callers name: they open it here
 from shoal.sources.messages import RawMessage
+from shoal.tracing import carried
 
 MIB = 1024 * 1024
 METADATA_TIMEOUT_S = 10.0
@@ -73,12 +74,18 @@ def connection(settings: Settings, timeout_s: float = METADATA_TIMEOUT_S) -> Con
         except (OSError, ValueError, KeyError, TypeError):
             raise TransientError(f"no embedded broker runs for {settings.home}: start it with `shoal up`") from None
         return Connection(found["brokers"], found["cluster"])
-    admin = AdminClient(_client(settings, settings.kafka_brokers))
+    admin = admin_client(settings, settings.kafka_brokers)
     try:
         metadata = admin.list_topics(timeout=timeout_s)
     except KafkaException as error:
         raise _told(error, settings) from error
     return Connection(settings.kafka_brokers, metadata.cluster_id or settings.kafka_brokers)
+
+
+def admin_client(settings: Settings, brokers: str) -> AdminClient:
+    """For asking and changing what the brokers keep. Hold it while its futures are waited for: they die with it.
+    Raises ConfigurationError."""
+    return AdminClient(_client(settings, brokers))
 
 
 def _client(settings: Settings, brokers: str) -> dict[str, Any]:
@@ -184,12 +191,13 @@ class KafkaProducer:
             return self._producer
 
     def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> None:
-        """Take a message. Raises TransientError where the queue stays full for 10 s."""
+        """Take a message, with the current trace. Raises TransientError where the queue stays full for 10 s."""
         self._marks.sending()
         producer, deadline = self._client(), time.monotonic() + 10.0
+        sent: list[tuple[str, str | bytes | None]] = [*carried(headers)]
         while True:
             try:
-                producer.produce(topic, value=value, key=key, headers=list(headers), on_delivery=self._delivered)
+                producer.produce(topic, value=value, key=key, headers=sent, on_delivery=self._delivered)
                 producer.poll(0)
                 return
             except BufferError:
@@ -252,7 +260,7 @@ def ensure_topics(settings: Settings, connection: Connection) -> tuple[str, ...]
 
     Not being allowed to is no error here: topics are often an administrator's. What is missing is logged.
     """
-    admin = AdminClient(_client(settings, connection.brokers))
+    admin = admin_client(settings, connection.brokers)
     missing = _unknown_topics(admin, settings)
     refused = set()
     if missing:
@@ -272,6 +280,11 @@ def ensure_topics(settings: Settings, connection: Connection) -> tuple[str, ...]
     while (missing := _unknown_topics(admin, settings)) and set(missing) != refused and time.monotonic() < deadline:
         time.sleep(0.05)
     return missing
+
+
+def missing_topics(settings: Settings, connection: Connection) -> tuple[str, ...]:
+    """Those of ours that the brokers don't know; looks only. Raises TransientError, ConfigurationError."""
+    return _unknown_topics(admin_client(settings, connection.brokers), settings)
 
 
 def _unknown_topics(admin: AdminClient, settings: Settings) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,14 @@ from shoal.store.commands import fix_change, fix_error
 from shoal.store.conditions import METADATA_FILTERS, where
 from shoal.store.filters import And, Equals, Filter, IsNull, Not
 from shoal.store.fix_ranking import Scraper, ranked
-from shoal.store.ranked import rows_among, similarity
+from shoal.store.ranked import METADATA_ROW, rows_among, similarity
 from shoal.store.reading import Row, Tables
+from shoal.store.row_cache import ADDRESS
 from shoal.store.schemas import CHUNK_COLUMNS, FIX_COLUMNS, IS_CURRENT, IS_DOCUMENT, chunk_id
 
 _LIGHT = ("id", "version", "revision", "data_source", "dataset")
+_ENDPOINT = ("id", "document_version", "api_endpoint", ADDRESS)
+_ENDPOINTS_MAX = 50_000  # some 30 MB
 _LOOK_ROWS = 256  # nearest documents of one look: a busy dataset fills it alone
 _LOOKS_MAX = 24  # each look but the last excludes at least one more dataset
 _FIXES_MAX = 1_000  # newest reports of one scraper (or, without a vector, of all) that are ranked
@@ -38,36 +42,81 @@ _WORD = re.compile(r"\w+")
 class SimilarApi:
     """The document nearest to the description among those of one API, with its first chunk where it has one."""
 
-    revision: str
+    metadata: Row
     chunk: Row | None
     distance: float
     score: float
 
 
-async def similar_apis(tables: Tables, vector: Vector, limit: int) -> list[SimilarApi]:
+class Endpoints:
+    """Of documents their first chunk's endpoint and address, by the address of their metadata row: an API is known by
+    it, and of the hundreds that one question looks at most have been looked at before. One per set of handles.
+
+    What is kept of a document is true as long as its row is there: its chunks are only written with a new one."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[int, Row] = OrderedDict()
+
+    async def of(self, tables: Tables, rows: Mapping[int, Row]) -> dict[int, Row]:
+        """{id, document_version, api_endpoint, address} by address, of those `rows` that have a first chunk."""
+        found: dict[int, Row] = {}
+        missing: dict[str, tuple[int, Row]] = {}
+        for address, row in rows.items():
+            name = chunk_id(row["id"], 0)
+            known = self._known.get(address)
+            if known is not None and (known["id"], known["document_version"]) == (name, row["version"]):
+                self._known.move_to_end(address)
+                found[address] = known
+            else:
+                missing[name] = address, row
+        if missing:
+            for chunk in await rows_among(tables, "vectors", "id", missing, _ENDPOINT):
+                address, row = missing[chunk["id"]]
+                if chunk["document_version"] == row["version"]:
+                    found[address] = self._known[address] = chunk
+        while len(self._known) > _ENDPOINTS_MAX:
+            self._known.popitem(last=False)
+        return found
+
+
+async def similar_apis(tables: Tables, endpoints: Endpoints, vector: Vector, limit: int) -> list[SimilarApi]:
     """The nearest documents of `limit` different (data_source, api_endpoint, or dataset where there is none)."""
-    found: dict[tuple[Any, ...], SimilarApi] = {}
+    found: dict[tuple[Any, ...], tuple[float, int, Row, Row | None]] = {}
     seen: dict[tuple[Any, Any], Filter] = {}
     for _ in range(_LOOKS_MAX):
         condition = where(IS_CURRENT, *seen.values(), columns=METADATA_FILTERS)
-        rows = await tables.nearest("metadata", vector, condition, _LIGHT, _LOOK_ROWS, narrow=False)
-        first_chunks = {
-            (row["metadata_id"], row["document_version"]): row
-            for row in await rows_among(
-                tables, "vectors", "id", {chunk_id(row["id"], 0) for row in rows}, CHUNK_COLUMNS
-            )
-        }
-        for row in rows:
-            chunk = first_chunks.get((row["id"], row["version"]))
+        near = await tables.nearest("metadata", vector, condition, (ADDRESS,), _LOOK_ROWS, narrow=False)
+        rows = await tables.kept.rows("metadata", [place[ADDRESS] for place in near], _LIGHT)
+        chunks = await endpoints.of(tables, rows)
+        for place in near:
+            address = place[ADDRESS]
+            row, chunk = rows[address], chunks.get(address)
             dataset = (row["data_source"], row["dataset"])
             endpoint = chunk["api_endpoint"] if chunk else None
             api = (row["data_source"], "endpoint", endpoint) if endpoint else (*dataset, "dataset")
-            distance = row["_distance"]
-            found.setdefault(api, SimilarApi(row["revision"], chunk, distance, similarity(distance)))
+            found.setdefault(api, (place["_distance"], address, row, chunk))
             seen[dataset] = Not(And((_same("data_source", dataset[0]), _same("dataset", dataset[1]))))
-        if len(rows) < _LOOK_ROWS or len(found) >= limit:
+        if len(near) < _LOOK_ROWS or len(found) >= limit:
             break
-    return sorted(found.values(), key=lambda api: (api.distance, api.revision))[:limit]
+    # Hundreds were looked at for their endpoint only: whole are read those that are shown.
+    best = sorted(found.values(), key=lambda one: (one[0], one[2]["revision"]))[:limit]
+    whole = await tables.kept.rows("metadata", [address for _, address, _, _ in best], METADATA_ROW)
+    shown = await _first_chunks(tables, [chunk for _, _, _, chunk in best if chunk is not None])
+    return [
+        SimilarApi(whole[address], shown.get(chunk["id"]) if chunk else None, distance, similarity(distance))
+        for distance, address, _, chunk in best
+    ]
+
+
+async def _first_chunks(tables: Tables, known: Sequence[Row]) -> dict[str, Row]:
+    """By id the whole rows of the `known` chunks; by their id where they lie elsewhere by now."""
+    kept = await tables.kept.rows("vectors", [chunk[ADDRESS] for chunk in known], CHUNK_COLUMNS)
+    versions = {chunk["id"]: chunk["document_version"] for chunk in known}
+    found = {row["id"]: row for row in kept.values() if versions.get(row["id"]) == row["document_version"]}
+    for row in await rows_among(tables, "vectors", "id", versions.keys() - found.keys(), CHUNK_COLUMNS):
+        if row["document_version"] == versions[row["id"]]:
+            found[row["id"]] = row
+    return found
 
 
 def _same(column: str, value: str | None) -> Filter:

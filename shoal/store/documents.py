@@ -1,6 +1,7 @@
-"""One document by its id: its versions, its chunks, and whether it was deleted. Reads only, through `Tables`.
+"""One document by its id: its versions, its chunks, its API's vector, and whether it was deleted.
 
-A document's chunks are those of its current version; an older version has none. Fails as `Tables` does.
+Reads only, through `Tables`, and fails as that does. A document's chunks are those of its current version; an older
+version has none.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
+from shoal.records import Vector
 from shoal.store.conditions import where
-from shoal.store.filters import Columns, Equals, Range
+from shoal.store.filters import Columns, Equals, IsNull, Range
 from shoal.store.reading import Freshness, Row, Tables
 from shoal.store.schemas import (
     CHUNK_COLUMNS,
@@ -26,7 +30,7 @@ from shoal.store.schemas import (
 
 VERSIONS_MAX = 100  # shown of one document, the newest
 _METADATA: Columns = {"id": "text", "sha256_hash": "text", METADATA_KEY: "text"}
-_CHUNKS: Columns = {"metadata_id": "text", "chunk_index": "integer32"}
+_CHUNKS: Columns = {"metadata_id": "text", "document_version": "text", "chunk_index": "integer32"}
 _VERSION_COLUMNS = (
     "version", "sha256_hash", "collected_at", "superseded_at", "validation_status", "file_size_bytes", "s3_path",
     "indexed_at",
@@ -72,12 +76,23 @@ class Documents:
         async with self._gate:
             return await self._tables.rows("metadata", condition, _VERSION_COLUMNS, VERSIONS_MAX, (("version", False),))
 
-    async def chunks(self, document_id: str, first: int, limit: int) -> list[Row]:
-        """At most `limit` chunks of the current version from number `first` on, in their order."""
+    async def chunks(self, document_id: str, version: str | None, first: int, limit: int) -> list[Row]:
+        """At most `limit` chunks of `version` from number `first` on, in their order. Only the current version has any:
+        named by its row, so that an answer never shows the text of one beside the metadata of another."""
+        same = IsNull("document_version") if version is None else Equals("document_version", version)
         wanted = Range("chunk_index", low=first, high=first + limit, high_inclusive=False)
-        condition = where(IS_DOCUMENT, Equals("metadata_id", document_id), wanted, columns=_CHUNKS)
+        condition = where(IS_DOCUMENT, Equals("metadata_id", document_id), same, wanted, columns=_CHUNKS)
         async with self._gate:
             return await self._tables.rows("vectors", condition, CHUNK_COLUMNS, limit, (("chunk_index", True),))
+
+    async def api_vector(self, document_id: str) -> Vector | None:
+        """The embedded description of its API, of the current version: what `similar_apis` takes. None: it has none."""
+        await self._tables.view()
+        condition = where(IS_CURRENT, Equals("id", document_id), columns=_METADATA)
+        async with self._gate:
+            rows = await self._tables.rows("metadata", condition, ("schema_embedding",), 1)
+        vector = rows[0]["schema_embedding"] if rows else None
+        return None if vector is None else np.asarray(vector, np.float32)
 
     async def stored(self, sha256: str, document_id_digest: str, version: str, digest: Any) -> Row | None:
         """The row of `version` with these bytes whose id has this digest (`digest(id)`): what a push became."""

@@ -84,11 +84,13 @@ class Unreadable:
 @dataclass(frozen=True, slots=True)
 class Opened:
     """The tables that there are. `is_torn`: the chunk, fix or spend table is ahead of the metadata; then the chunk
-    table is held at its last whole version, or is missing here where there is none any more."""
+    table is held at its last whole version, or is missing here where there is none any more. `agree`: they are at
+    one moment of one writer, jobs too."""
 
     tables: dict[TableKind, Held]
     missing: tuple[str, ...]
     is_torn: bool
+    agree: bool
 
 
 def open_tables(uri: str, options: dict[str, str], collection: str, *, settle_s: float = SETTLE_S) -> Opened:
@@ -102,7 +104,8 @@ def open_tables(uri: str, options: dict[str, str], collection: str, *, settle_s:
         # Metadata first, as every reader: so nothing of one batch is seen there and missing in the chunks.
         held = {kind: _open(kind, table_uri(uri, name), options) for kind, name in names.items()}
         tables = {kind: table for kind, table in held.items() if table is not None}
-        if _agree(tables) or time.monotonic() > deadline:
+        agree = _agree(tables)
+        if agree or time.monotonic() > deadline:
             break
         time.sleep(_POLL_S)
     is_torn = any(_is_ahead(tables, kind) for kind in ("vectors", "fixes", "spend"))
@@ -112,7 +115,7 @@ def open_tables(uri: str, options: dict[str, str], collection: str, *, settle_s:
         whole = _whole(tables.pop("vectors"), metadata.commit_sequence)
         if whole is not None:
             tables["vectors"] = whole
-    return Opened(tables, tuple(name for kind, name in names.items() if held[kind] is None), is_torn)
+    return Opened(tables, tuple(name for kind, name in names.items() if held[kind] is None), is_torn, agree)
 
 
 def _is_ahead(tables: dict[TableKind, Held], kind: TableKind) -> bool:

@@ -295,7 +295,7 @@ class IndexKeeper:
         if index.is_text and act is Act.TRAIN:
             job = Job(how="scalar", sort=FTS, parameters=FTS_OPTIONS, **common)
         elif index.is_text:
-            job = Job(how="merge", **common)
+            job = Job(how="merge", merges=len(counts.segments), **common)
         elif act is Act.TRAIN:
             kind = self._limits.kind
             parameters = policy.training(kind, counts.rows, table.facts.width)

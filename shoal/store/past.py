@@ -64,22 +64,37 @@ class State:
 
 
 class PinnedTables(Tables):
-    """`Tables` of one state: its handles stand on given versions and never move."""
+    """`Tables` of one state: its handles stand on given versions and never move. `is_newest`: of the present, so that
+    it shares what the live ones know of their rows and indexes."""
 
-    def __init__(self, live: Tables, state: State, freshness: Freshness) -> None:
+    def __init__(self, live: Tables, state: State, freshness: Freshness, *, is_newest: bool = False) -> None:
         super().__init__(live._connection, live._uri, live._collection, float("inf"))
         self.facts = live.facts
         self.tunings = live.tunings  # else a page would be searched otherwise than the one before it
         self._state = state
+        self._made_of = live._fresh_handles
+        if is_newest:
+            self.kept = live.kept.through(self.gathering)
+            self._index_rows, self._coverage = live._index_rows, live._coverage
         self.is_fresh_as(freshness)
+
+    def is_of(self, view: View, live: Tables) -> bool:
+        """Whether this is the state of a view of the live tables."""
+        seen = (self._state.metadata, self._state.vectors, self._made_of)
+        return seen == (view.metadata, view.vectors, live._fresh_handles)
 
     def is_fresh_as(self, freshness: Freshness) -> None:
         """What answers say of themselves."""
-        self._view = View(0, freshness, self._state.metadata, self._state.vectors)
+        self._view = View(freshness, self._state.metadata, self._state.vectors)
 
-    async def view(self, max_age_s: float | None = None) -> View:
+    @property
+    def seen(self) -> View:
+        """What this is of."""
         assert self._view is not None
         return self._view
+
+    async def view(self, max_age_s: float | None = None) -> View:
+        return self.seen
 
     async def latest(self, kind: TableKind) -> None:
         raise AssertionError(f"{kind} has no past")

@@ -16,14 +16,17 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, Protocol
 
 from shoal.records import Vector
 from shoal.store import fusion
 from shoal.store.conditions import CHUNK_FILTERS, METADATA_FILTERS, among, split, where
 from shoal.store.filters import Filter
+from shoal.store.gathering import KEYS_MAX
 from shoal.store.keywords import Keywords
 from shoal.store.reading import Row, Tables
+from shoal.store.row_cache import ADDRESS
 from shoal.store.schemas import IS_CURRENT, METADATA_COLUMNS, TableKind, document_of, revision
 from shoal.store.selections import Look, Selection
 
@@ -35,6 +38,7 @@ SPARE = 8  # candidates looked up beyond those wanted, for the few that turn out
 CHUNKS_MAX = 5  # chunks of one document in an answer; who wants all of them reads the document
 METADATA_ROW = ("revision", *METADATA_COLUMNS)
 _LIGHT = ("id", "metadata_id", "document_version")
+_PLACE = ("revision", "superseded_at", ADDRESS)
 
 _RAW = {"vector": "_distance", "keyword": "_score"}
 _SIGN = {"vector": 1.0, "keyword": -1.0}  # the least distance and the highest score are best
@@ -87,7 +91,8 @@ class Candidate:
 class Ranking:
     """`documents`: best first, each with its metadata row. `complete`: no further document matches. `dropped`:
     candidates whose version is not current, or whose metadata does not meet the filter. `weights`: what each leg
-    counted for in the first look; empty where nothing was found. `look`: the last of `looks`."""
+    counted for in the first look; empty where nothing was found. `look`: the last of `looks`. `addresses`: where the
+    chunks lie that the legs found."""
 
     chunk_condition: str
     metadata_condition: str
@@ -98,6 +103,7 @@ class Ranking:
     looks: int = 0
     selection: Selection = field(default_factory=Selection)
     weights: Mapping[str, float] = field(default_factory=dict)
+    addresses: dict[str, int] = field(default_factory=dict)
     timings_ms: dict[str, float] = field(default_factory=dict)
 
 
@@ -138,6 +144,7 @@ async def rank(
             )
             ranking.look = look
             ranking.complete = all(len(rows) < look.depth for rows in legs.values())
+            ranking.addresses |= {row["id"]: row[ADDRESS] for rows in legs.values() for row in rows if ADDRESS in row}
             searched = time.monotonic()
             candidates += _further(candidates, legs, look, ranking.looks, method)
             ranking.looks += 1
@@ -147,6 +154,9 @@ async def rank(
             spent["documents"] += time.monotonic() - searched
             if ranking.complete or len(ranking.documents) >= wanted:
                 break
+    started = time.monotonic()
+    await _read_whole(tables, ranking, None if pool else wanted)
+    spent["documents"] += time.monotonic() - started
     ranking.timings_ms = {name: round(1000 * seconds, 2) for name, seconds in spent.items()}
     return ranking
 
@@ -159,7 +169,8 @@ async def _confirm(
     wanted: int,
     pool: int,
 ) -> None:
-    """Fills `ranking.documents` with those candidates that are current and meet the filter, as far as wanted."""
+    """Fills `ranking.documents` with those candidates that are current and meet the filter, as far as wanted; of each
+    row only its place."""
     ranking.documents, ranking.dropped = [], 0
     at, size = 0, max(wanted, pool) + SPARE
     while at < len(candidates):
@@ -170,7 +181,7 @@ async def _confirm(
         fresh = [one.revision for one in part if one.revision not in known]
         known.update(dict.fromkeys(fresh))
         asked = [name for name in fresh if ranking.selection.may_hold(document_of(name))]
-        for row in await rows_among(tables, "metadata", "revision", asked, METADATA_ROW, ranking.metadata_condition):
+        for row in await rows_among(tables, "metadata", "revision", asked, _PLACE, ranking.metadata_condition):
             known[row["revision"]] = row
         for one in part:
             row_of = known[one.revision]
@@ -181,20 +192,41 @@ async def _confirm(
         at, size = at + size, 4 * size
 
 
+async def _read_whole(tables: Tables, ranking: Ranking, most: int | None) -> None:
+    """In place of places the rows; of more than `most` documents nobody wants any."""
+    places = ranking.documents[:most]
+    rows = await tables.kept.rows("metadata", [place[ADDRESS] for _, place in places], METADATA_ROW)
+    ranking.documents = [(one, rows[place[ADDRESS]]) for one, place in places if place[ADDRESS] in rows]
+
+
 async def _vector_leg(tables: Tables, vector: Vector, look: Look, *, narrow: bool) -> tuple[str, list[Row]]:
     found: list[Row] = []
     for condition, is_narrow in look.parts():
-        rows = await tables.nearest("vectors", vector, condition, _LIGHT, look.depth, narrow=narrow and is_narrow)
-        found = _best("vector", found, rows, look.depth)
+        find = partial(
+            tables.nearest, "vectors", vector, condition, limit=look.depth, narrow=narrow and is_narrow
+        )  # fmt: skip
+        found = _best("vector", found, await _chunks(tables, find), look.depth)
     return "vector", found
 
 
 async def _keyword_leg(tables: Tables, text: Keywords, look: Look) -> tuple[str, list[Row]]:
     found: list[Row] = []
     for condition, _ in look.parts():
-        rows = await tables.matching("vectors", text, "content_summary", condition, _LIGHT, look.depth)
-        found = _best("keyword", found, rows, look.depth)
+        find = partial(tables.matching, "vectors", text, "content_summary", condition, limit=look.depth)
+        found = _best("keyword", found, await _chunks(tables, find), look.depth)
     return "keyword", found
+
+
+class _Find(Protocol):
+    async def __call__(self, *, columns: Sequence[str]) -> list[Row]: ...
+
+
+async def _chunks(tables: Tables, find: _Find) -> list[Row]:
+    """What `find` finds, with _LIGHT. It is asked for addresses only, which halves its work: most of the chunks have
+    been found before."""
+    rows = await find(columns=(ADDRESS,))
+    known = await tables.kept.rows("vectors", [row[ADDRESS] for row in rows], _LIGHT)
+    return [known[row[ADDRESS]] | row for row in rows]
 
 
 def _best(leg: str, found: list[Row], rows: list[Row], depth: int) -> list[Row]:
@@ -212,8 +244,11 @@ async def rows_among(
     columns: Sequence[str],
     condition: str = "",
 ) -> list[Row]:
-    """The rows whose `column` is one of `values`, however many they are. `values` come out of our tables."""
+    """The rows whose `column`, one of `columns`, is one of `values`, however many they are. `values` come out of our
+    tables. A few are looked up together with what others look up."""
     listed = sorted(values)
+    if len(listed) <= KEYS_MAX:
+        return await tables.gathering.rows(kind, column, listed, columns, condition) or []
     found: list[Row] = []
     for start in range(0, len(listed), IDS_PER_QUERY):
         named = among(column, listed[start : start + IDS_PER_QUERY])
@@ -229,6 +264,8 @@ def _further(
     seen = {one.revision for one in before}
     bound = before[-1].score if before else 1.0
     ranked = fuse(method, {name: _documents(name, _sure(name, rows, look)) for name, rows in legs.items()})
+    if not before:
+        return ranked
     # A deeper look stretches the normalisation; a page never scores above the one before it.
     return [replace(_at_most(bound, one), tier=tier) for one in ranked if one.revision not in seen]
 

@@ -55,10 +55,7 @@ class _Placed:
     notes: Mapping[str, Any]
 
 
-async def ranked_page(
-    tables: Tables, request: SearchRequest, mode: Mode, view: View, now: datetime
-) -> tuple[SearchPage, bool]:
-    """A page, and whether every candidate had its metadata and chunks (else the tables may have moved meanwhile)."""
+async def ranked_page(tables: Tables, request: SearchRequest, mode: Mode, view: View, now: datetime) -> SearchPage:
     vector = request.vector if mode != "keyword" else None
     text = parse_keywords((request.query or "")[:QUERY_LENGTH_MAX]) if mode != "vector" else None
     key = _fingerprint(request, mode, vector)
@@ -76,7 +73,7 @@ async def ranked_page(
     placed = await _ordered(tables, ranking, request, at)
     shown = placed[after.offset : end]
     ordered = time.monotonic()
-    hits = await _hits(tables, request, shown, after.offset)
+    hits = await _hits(tables, request, shown, after.offset, ranking.addresses)
     warnings = []
     if not ranking.complete and len(placed) < end:
         warnings.append(f"only the best {ranking.look.depth} chunks were looked at: narrow the filters to see more")
@@ -86,7 +83,7 @@ async def ranked_page(
             cursor = encode(OffsetCursor(end, at if request.boosts.recency else None), key)
         else:
             warnings.append(f"ranked answers end after {end} documents: narrow the query to see others")
-    page = SearchPage(
+    return SearchPage(
         mode=mode,
         hits=hits,
         next_cursor=cursor,
@@ -100,7 +97,6 @@ async def ranked_page(
         explain=await _plan(tables, ranking, request, vector, text) if request.explain else None,
         facets=_facets(ranking, request.facets) if request.facets else None,
     )
-    return page, ranking.dropped == 0 and len(hits) == len(shown)
 
 
 def _fingerprint(request: SearchRequest, mode: Mode, vector: Vector | None) -> str:
@@ -172,10 +168,15 @@ def _named_first(placed: Sequence[_Placed], documents: Sequence[Named]) -> list[
     return [*front, *(one for one in placed if one.candidate.revision not in names)]
 
 
-async def _hits(tables: Tables, request: SearchRequest, shown: Sequence[_Placed], offset: int) -> tuple[Hit, ...]:
+async def _hits(
+    tables: Tables, request: SearchRequest, shown: Sequence[_Placed], offset: int, addresses: Mapping[str, int]
+) -> tuple[Hit, ...]:
     wanted = [one.candidate.chunk_ids(request.chunks_per_document) for one in shown]
     ids = {chunk for chunks in wanted for chunk in chunks}
-    found = {row["id"]: row for row in await rows_among(tables, "vectors", "id", ids, CHUNK_COLUMNS)}
+    places = [addresses[name] for name in ids if name in addresses]
+    found = {row["id"]: row for row in (await tables.kept.rows("vectors", places, CHUNK_COLUMNS)).values()}
+    if others := ids - found.keys():
+        found |= {row["id"]: row for row in await rows_among(tables, "vectors", "id", others, CHUNK_COLUMNS)}
     snippets: Mapping[str, Snippet] = {}
     if request.highlight:  # on a thread, like the boosts
         snippets = await asyncio.to_thread(_snippets, found, request.query or "")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
@@ -26,9 +26,12 @@ from lancedb.query import BooleanQuery, ColumnOrdering, MatchQuery, Occur, Phras
 from shoal.errors import PermanentError, TransientError
 from shoal.records import Vector
 from shoal.settings import Settings
+from shoal.store.conditions import among
 from shoal.store.fence import Fence
+from shoal.store.gathering import Gathering
 from shoal.store.keywords import Keywords
 from shoal.store.migrations import Lacking
+from shoal.store.row_cache import ADDRESS, RowCache
 from shoal.store.schemas import (
     FENCE_PREDICATES,
     FIXES_TABLE,
@@ -84,9 +87,8 @@ class Freshness:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The versions that reads see now. `generation` changes whenever a handle moves."""
+    """The versions that reads see now."""
 
-    generation: int
     freshness: Freshness
     metadata: int
     vectors: int
@@ -105,14 +107,14 @@ class Tables:
             "fixes": FIXES_TABLE,
             "jobs": JOBS_TABLE,
         }
-        self._interval_s = refresh_interval_s
+        self.refresh_interval_s = refresh_interval_s
         self._handles: dict[TableKind, Any] = {}
         self._versions: dict[TableKind, int] = {}
         self._lacking = Lacking()
         self._lock = asyncio.Lock()
         self._view: View | None = None
         self._viewed_at = 0.0
-        self._generation = 0
+        self._fresh_handles = 0  # opened so far: the tables of a new one may be others
         self._turn = 0
         self.is_left = False  # the collection was moved to other tables: generations.py
         self._torn_at = -1  # the chunk table's sequence whose other half was waited for in vain
@@ -120,6 +122,9 @@ class Tables:
         self.tunings = Tunings(lambda: None)
         self._coverage: dict[TableKind, tuple[float, dict[str, int | None]]] = {}  # when looked at, rows by leg
         self.facts: CollectionFacts
+        self.gathering = Gathering(self._keyed)
+        self.kept = RowCache(self.gathering)
+        self._epochs: dict[TableKind, int] = {}
 
     @classmethod
     async def open(
@@ -158,17 +163,13 @@ class Tables:
     # --- versions -----------------------------------------------------------------------------
 
     @property
-    def generation(self) -> int:
-        return self._generation
-
-    @property
     def turn(self) -> int:
         """In which the collection came to these tables (generations.py)."""
         return self._turn
 
     async def view(self, max_age_s: float | None = None) -> View:
         """The versions to read, refreshed where older than `max_age_s` (default: the refresh interval)."""
-        age_s = self._interval_s if max_age_s is None else max_age_s
+        age_s = self.refresh_interval_s if max_age_s is None else max_age_s
         async with self._lock:
             if self._view is None or time.monotonic() - self._viewed_at > age_s:
                 self._view = await self._refresh()
@@ -191,18 +192,20 @@ class Tables:
                 break
             await asyncio.sleep(_SETTLE_POLL_S)
         freshness = Freshness(metadata.commit_sequence, metadata.committed_at, metadata.positions())
-        return View(self._generation, freshness, self._versions["metadata"], self._versions["vectors"])
+        return View(freshness, self._versions["metadata"], self._versions["vectors"])
 
     async def _latest(self, kind: TableKind) -> Fence:
         async def advance(table: Any) -> Fence:
             before = await table.version()
             await table.checkout_latest()
             self._versions[kind] = await table.version()
-            self._generation += before != self._versions[kind]
             await self._look_at_layout(kind, table)
             fence = await _fence_of(kind, table)
             if fence is None:
                 raise TransientError(f"no tables yet: {self._names[kind]} at {self._uri} holds no fence")
+            if self._versions[kind] < before or fence.epoch < self._epochs.get(kind, 0):
+                self.kept.clear(kind)  # a table of that name was made anew
+            self._epochs[kind] = fence.epoch
             return fence
 
         return await self._read(kind, advance)
@@ -224,6 +227,7 @@ class Tables:
         """Of an older layout, what it lacks; it may be migrated meanwhile."""
         if self._lacking.concerns(kind):
             self._lacking.look(kind, await table.schema())
+            self.kept.clear(kind)
 
     async def handle(self, kind: TableKind) -> Any:
         """The handle of a table, opened at first use."""
@@ -240,7 +244,8 @@ class Tables:
             else:
                 self._handles[kind] = opened
                 self._lacking.look(kind, schema)
-                self._generation += 1
+                self.kept.clear(kind)
+                self._fresh_handles += 1
         return self._handles[kind]
 
     async def _read(self, kind: TableKind, read: Callable[[Any], Awaitable[T]]) -> T:
@@ -313,6 +318,28 @@ class Tables:
             return self._lacking.filled(kind, _plain(await query.to_arrow()), columns)
 
         return await self._read(kind, read)
+
+    async def _keyed(
+        self,
+        kind: TableKind,
+        column: str,
+        keys: Collection[Any],
+        columns: Sequence[str],
+        condition: str,
+        most: int | None,
+    ) -> list[Row]:
+        if column == ADDRESS:
+            return await self._at(kind, keys, columns)
+        named = among(column, sorted(keys))
+        return await self.rows(kind, f"{named} and {condition}" if condition else named, columns, most)
+
+    async def _at(self, kind: TableKind, addresses: Collection[int], columns: Sequence[str]) -> list[Row]:
+        async def read(table: Any) -> list[Row]:
+            # Our tables have no stable row ids: a row's id is its address.
+            query = table.take_row_ids(list(addresses)).with_row_id().select(self._lacking.there(kind, columns))
+            return self._lacking.filled(kind, _plain(await query.to_arrow()), columns)
+
+        return [row | {ADDRESS: row.pop("_rowid")} for row in await self._read(kind, read)]
 
     async def folded(
         self, kind: TableKind, where: str, columns: Sequence[str], start: Callable[[], F], limit: int | None = None

@@ -7,30 +7,34 @@ chunks (traits) are a join by id and version, made page by page. Reads only thro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from shoal.store.conditions import CHUNK_FILTERS, METADATA_FILTERS, among, split, where
 from shoal.store.cursors import KeysetCursor
 from shoal.store.filters import And, Columns, Equals, Filter, IsNull, Or, Range
-from shoal.store.ranked import PUSHED_DOCUMENTS_MAX, rows_among
+from shoal.store.ranked import METADATA_ROW, PUSHED_DOCUMENTS_MAX, rows_among
 from shoal.store.reading import Row, Tables
+from shoal.store.row_cache import ADDRESS
 from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT
 
 NEWEST_FIRST = (("collected_at", False), ("revision", True))
 _LIGHT = ("collected_at", "revision", "id", "version")
 _ORDER: Columns = {"collected_at": "time", "revision": "text"}
+_TIES = 16  # rows beyond those wanted: so many may be of the same time as the last of a page
 _BATCH_MIN = 500  # rows of one look where chunks have to agree
 _BATCHES_MAX = 20  # looks of one page
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """`behind` is where the next page begins, None at the end."""
+    """`behind` is where the next page begins, None at the end. `rows`: whole, of those that were read already."""
 
     revisions: list[str]
     behind: KeysetCursor | None
     condition: str
     warnings: tuple[str, ...] = ()
+    rows: Mapping[str, Row] = field(default_factory=dict)
 
 
 async def newest(
@@ -44,6 +48,11 @@ async def newest(
         named = await _documents_with(tables, on_chunks)
         if named is not None:
             condition += f" and {among('id', named)}"
+    if on_chunks is None and (
+        whole := await _newest_whole(tables, where(condition, _behind(after), columns=_ORDER), limit)
+    ):
+        shown = {row["revision"]: row for row in whole[:limit]}
+        return Listing([*shown], _place(whole[limit - 1]) if len(whole) > limit else None, condition, rows=shown)
     kept: list[Row] = []
     for _ in range(_BATCHES_MAX):
         size = limit + 1 if on_chunks is None else max(_BATCH_MIN, limit + 1)
@@ -57,6 +66,30 @@ async def newest(
         after = _place(rows[-1])
     warning = "few documents meet the conditions on their content: go on with the cursor, or add a filter"
     return Listing([row["revision"] for row in kept], after, condition, (warning,))
+
+
+async def _newest_whole(tables: Tables, condition: str, limit: int) -> list[Row] | None:
+    """The first `limit` + 1 rows in the order of NEWEST_FIRST, or all there are; None where they can't be told so.
+
+    Lance sorts what it has read, so of thousands of rows it is given a time and an address each, and the few that are
+    wanted are read by their address. Whether rows of one time are all there shows the first of an earlier time."""
+    size = limit + 1 + _TIES
+    rows = await tables.rows("metadata", condition, ("collected_at", ADDRESS), size, NEWEST_FIRST[:1])
+    times = [row["collected_at"] for row in rows]
+    if None in times or (len(rows) == size and times[limit] == times[-1]):
+        return None
+    last = times[limit] if len(times) > limit else None
+    wanted = [row[ADDRESS] for row in rows if last is None or row["collected_at"] >= last]
+    found = await tables.kept.rows("metadata", wanted, METADATA_ROW)
+    return newest_first(found.values())[: limit + 1]
+
+
+def newest_first(rows: Iterable[Row]) -> list[Row]:
+    """`rows` in the order of NEWEST_FIRST."""
+    ordered = sorted(rows, key=lambda row: row["revision"])
+    known = [row for row in ordered if row["collected_at"] is not None]
+    known.sort(key=lambda row: row["collected_at"], reverse=True)  # stable, also in reverse
+    return known + [row for row in ordered if row["collected_at"] is None]
 
 
 def _place(row: Row) -> KeysetCursor:

@@ -24,14 +24,14 @@ import numpy as np
 from shoal.errors import TransientError
 from shoal.records import SCRAPER_COLLECTION, Vector
 from shoal.settings import Settings
-from shoal.store import advice, document_parts, facets, scanning
+from shoal.store import advice, facets, scanning
 from shoal.store.conditions import FILTERS, METADATA_FILTERS, where
 from shoal.store.cursors import CursorError, OffsetCursor, Pin, decode, encode, fingerprint, from_start, split_pin
 from shoal.store.documents import Documents
 from shoal.store.feeds import Catalogue, FeedReader
 from shoal.store.filters import Equals, QueryError, check
 from shoal.store.generations import active
-from shoal.store.past import Past, is_past_cursor
+from shoal.store.past import Past, PinnedTables, is_past_cursor
 from shoal.store.query_recorder import QueryRecorder
 from shoal.store.ranked import CHUNKS_MAX, METADATA_ROW, WEIGHTS, rows_among
 from shoal.store.ranked_pages import ranked_page
@@ -47,17 +47,18 @@ from shoal.store.requests import (
     check_collection,
     milliseconds,
 )
+from shoal.store.row_cache import ADDRESS
 from shoal.store.schemas import IS_CURRENT, IS_DOCUMENT, JOB_COLUMNS, METADATA_COLUMNS, TableKind
 from shoal.store.state_files import read_state, remove_state, write_state
+from shoal.store.states import States
 from shoal.store.tuning import Tunings
 
 __all__ = ["Freshness", "Hit", "SearchIndex", "SearchPage", "SearchRequest"]
 
-IN_FLIGHT_MAX = 8  # throughput peaks here on two cores and falls by a fifth at 100; the rest queue
+IN_FLIGHT_MAX = 32  # look-ups of so many are gathered into few (gathering.py): 8 give a quarter less; the rest queue
 WAIT_S = 5.0  # the longest wait for a commit
 WAITING_MAX = 64  # searches that wait for a commit at once, beside the gate; they share the looks at the tables
 _WAIT_POLL_S = 0.05
-_ATTEMPTS = 3  # readings of one page: another only where the tables moved while it was read
 _VERSIONS_MAX = 1_000  # rows of one hash
 _REFRESH_S, _REFRESH_REMOTE_S = 1.0, 5.0  # an object store is asked over the network (facts 8)
 
@@ -69,10 +70,12 @@ class SearchIndex:
 
     def __init__(self, tables: Tables, *, is_past: bool = False) -> None:
         self._tables = tables
+        self._states = States(tables)
         self._is_past = is_past
         self._gate = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._waiting = 0
         self._feeds = FeedReader(tables)
+        self._endpoints = advice.Endpoints()
         self.documents = Documents(tables, self._gate)
         self._recorder: QueryRecorder | None = None
         self._past: Past[SearchIndex] = Past(tables, self._of_the_past)
@@ -101,6 +104,7 @@ class SearchIndex:
             tables.tunings = Tunings(partial(read_state, settings, RECALL_FILE))
             write, remove = partial(write_state, settings), partial(remove_state, settings)
             index._recorder = QueryRecorder(settings.recall_queries, tables.facts.width, write, remove)
+        await index._states.newest()
         return index
 
     @classmethod
@@ -122,6 +126,7 @@ class SearchIndex:
             await self._recorder.close()
         await self._feeds.close()
         await self._past.close()
+        self._states.close()
         await self._tables.close()
 
     @property
@@ -155,22 +160,20 @@ class SearchIndex:
             warnings.append(f"commit {request.wait_sequence} was not seen within {WAIT_S:g} s: this may be older")
         async with self._gate:
             waited = time.monotonic()
-            for attempt in range(_ATTEMPTS):
-                view = await self._tables.view()
-                read = time.monotonic()
-                answer = self._ranked if mode != "sql" else self._listed
-                page, whole = await answer(request, mode, view)
-                # Of a page that others follow all must be of one state: theirs will be.
-                goes_on = mode != "sql" and page.next_cursor is not None
-                if (whole and not goes_on) or self._tables.generation == view.generation or attempt == _ATTEMPTS - 1:
-                    break
+            answer = self._ranked if mode != "sql" else self._listed
+
+            async def read(tables: PinnedTables) -> tuple[SearchPage, Pin, float]:
+                began = time.monotonic()
+                return await answer(tables, request, mode), self._pin(tables.seen), began
+
+            page, pin, began = await self._states.read(read)
         timings = {
             "queued": milliseconds(waited - started),
-            "prepare": milliseconds(read - waited),
-            "read": milliseconds(time.monotonic() - read),
+            "prepare": milliseconds(began - waited),
+            "read": milliseconds(time.monotonic() - began),
             "total": milliseconds(time.monotonic() - started),
         }
-        prefix = "" if self._is_past or mode == "sql" else str(self._pin(view))
+        prefix = "" if self._is_past or mode == "sql" else str(pin)
         return SearchPage(
             mode=mode,
             hits=page.hits,
@@ -271,15 +274,18 @@ class SearchIndex:
         if not np.isfinite(vector).all() or not vector.any():
             raise QueryError("the vector is zero or holds NaN or infinity: nothing is near to it")
 
-    async def _listed(self, request: SearchRequest, mode: Mode, view: View) -> tuple[SearchPage, bool]:
+    async def _listed(self, tables: PinnedTables, request: SearchRequest, mode: Mode) -> SearchPage:
         key = fingerprint(mode, request.collection, request.filters, request.include_superseded)
         after = decode(request.cursor, key) if request.cursor else None
         if isinstance(after, OffsetCursor):
             raise CursorError("the cursor belongs to a ranked query; start again without it")
         listing = await scanning.newest(
-            self._tables, request.filters, request.limit, after, include_superseded=request.include_superseded
+            tables, request.filters, request.limit, after, include_superseded=request.include_superseded
         )
-        found = {row["revision"]: row for row in await self._metadata(listing.revisions)}
+        found = listing.rows or {
+            row["revision"]: row
+            for row in await rows_among(tables, "metadata", "revision", listing.revisions, METADATA_ROW)
+        }
         hits = tuple(
             Hit(metadata=_served(found[revision]), explain={"rank": rank_of} if request.explain else None)
             for rank_of, revision in enumerate(listing.revisions, start=1)
@@ -287,35 +293,31 @@ class SearchIndex:
         )
         counts = (
             await facets.of_listing(
-                self._tables, request.facets, request.filters, include_superseded=request.include_superseded
+                tables, request.facets, request.filters, include_superseded=request.include_superseded
             )
             if request.facets
             else None
         )
-        page = SearchPage(
+        return SearchPage(
             mode=mode,
             hits=hits,
             next_cursor=encode(listing.behind, key) if listing.behind else None,
-            freshness=view.freshness,
+            freshness=tables.seen.freshness,
             warnings=listing.warnings,
             explain={"metadata_filter": listing.condition} if request.explain else None,
             facets=counts,
         )
-        return page, len(hits) == len(listing.revisions)
 
-    async def _ranked(self, request: SearchRequest, mode: Mode, view: View) -> tuple[SearchPage, bool]:
+    async def _ranked(self, tables: PinnedTables, request: SearchRequest, mode: Mode) -> SearchPage:
         # What was new then is what a search of then would have found new.
-        then = view.freshness.committed_at if self._is_past else None
-        return await ranked_page(self._tables, request, mode, view, then or datetime.now(UTC))
-
-    async def _metadata(self, revisions: list[str]) -> list[Row]:
-        return await rows_among(self._tables, "metadata", "revision", revisions, METADATA_ROW)
+        then = tables.seen.freshness.committed_at if self._is_past else None
+        return await ranked_page(tables, request, mode, tables.seen, then or datetime.now(UTC))
 
     async def _wait(self, sequence: int) -> bool:
         """Whether the commit was seen in time. Raises TransientError where too many wait already."""
         deadline = time.monotonic() + WAIT_S
-        view = await self._tables.view()
-        if view.freshness.commit_sequence >= sequence:
+        state = await self._states.newest()
+        if state.seen.freshness.commit_sequence >= sequence:
             return True
         if self._waiting >= WAITING_MAX:
             raise TransientError(
@@ -324,11 +326,11 @@ class SearchIndex:
             )
         self._waiting += 1
         try:
-            while view.freshness.commit_sequence < sequence:
+            while state.seen.freshness.commit_sequence < sequence:
                 if time.monotonic() >= deadline:
                     return False
                 await asyncio.sleep(_WAIT_POLL_S)
-                view = await self._tables.view(max_age_s=_WAIT_POLL_S)
+                state = await self._states.newest(max_age_s=_WAIT_POLL_S)
         finally:
             self._waiting -= 1
         return True
@@ -337,39 +339,30 @@ class SearchIndex:
 
     async def by_hash(self, sha256: str) -> list[dict[str, Any]]:
         """The metadata of all documents and versions whose stored bytes have this hash, newest first."""
-        condition = where(IS_DOCUMENT, Equals("sha256_hash", sha256.lower()), columns=METADATA_FILTERS)
-        await self._tables.view()
         async with self._gate:
-            rows = await self._tables.rows("metadata", condition, METADATA_ROW, _VERSIONS_MAX, scanning.NEWEST_FIRST)
-        return [_served(row) for row in rows]
+            rows = await self._states.read(lambda tables: self._with_hash(tables, sha256.lower()))
+        return [_served(row) for row in scanning.newest_first(rows)]
 
-    async def document_part(
-        self, document_id: str, first: int, limit: int
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-        """The metadata of the current version of a document, and at most `limit` of its chunks from `first` on, in
-        order; None where there is no such document."""
-        await self._tables.view()
-        async with self._gate:
-            found = await document_parts.part(self._tables, document_id, first, limit)
-        return None if found is None else (_served(found[0]), found[1])
-
-    async def api_vector(self, document_id: str) -> Vector | None:
-        """What `similar_apis` takes, of the current version of a document; None where it has none."""
-        await self._tables.view()
-        async with self._gate:
-            return await document_parts.api_vector(self._tables, document_id)
+    @staticmethod
+    async def _with_hash(tables: PinnedTables, sha256: str) -> list[Row]:
+        """The rows of a hash, looked up with those that others ask for, but where one of them has very many."""
+        columns = ("sha256_hash", ADDRESS)
+        places = await tables.gathering.rows("metadata", "sha256_hash", [sha256], columns, IS_DOCUMENT, _VERSIONS_MAX)
+        if places is None:
+            condition = where(IS_DOCUMENT, Equals("sha256_hash", sha256), columns=METADATA_FILTERS)
+            return await tables.rows("metadata", condition, METADATA_ROW, _VERSIONS_MAX, scanning.NEWEST_FIRST)
+        return list((await tables.kept.rows("metadata", [place[ADDRESS] for place in places], METADATA_ROW)).values())
 
     async def similar_apis(self, vector: Vector, limit: int) -> list[Hit]:
         """The `limit` APIs nearest to the embedded description, each with its first chunk. Raises QueryError."""
         self._check_vector(vector)
-        await self._tables.view()
         async with self._gate:
-            nearest = await advice.similar_apis(self._tables, vector, limit)
-            rows = {row["revision"]: row for row in await self._metadata([one.revision for one in nearest])}
+            nearest = await self._states.read(
+                lambda tables: advice.similar_apis(tables, self._endpoints, vector, limit)
+            )
         return [
-            Hit(metadata=_served(rows[one.revision]), chunk=one.chunk, score=one.score, distance=one.distance)
+            Hit(metadata=_served(one.metadata), chunk=one.chunk, score=one.score, distance=one.distance)
             for one in nearest
-            if one.revision in rows
         ]
 
     async def fixes(
@@ -401,8 +394,8 @@ class SearchIndex:
         return await self._feeds.catalogue()
 
     async def freshness(self) -> Freshness:
-        """How far the tables are now, at most a refresh interval old."""
-        return (await self._tables.view()).freshness
+        """How far the tables are that searches read."""
+        return (await self._states.newest()).seen.freshness
 
     async def counts(self) -> dict[str, int]:
         """{"documents": current ones, "chunks": theirs}."""

@@ -136,7 +136,7 @@ class TableWriter:
         self._tables = tables
         self._facts = facts
         self._collection = collection
-        self._epoch = 1 + max(table.fence.epoch for table in tables.values())
+        self._epoch = 0  # `open` takes one
         self._sound = False  # whether the held versions may be staged on
         self._commits = 0
         self._documents = 0
@@ -192,15 +192,13 @@ class TableWriter:
         writer = cls(tables, facts, collection, settings, role)
         for _ in range(ATTEMPTS_MAX):
             try:
-                writer._take(now)
+                writer._take(now, is_opening=True)
                 migrate(tables, writer._epoch)
                 while writer._maintenance.is_pending:  # the indexes that readers can't do without
                     writer.maintain(now)
                 return writer
-            except CommitRefused:
+            except (CommitRefused, FencedError):  # another was opened at the same time: the last one stays
                 continue
-            except FencedError:  # another was opened at the same time: the last one stays
-                writer._epoch = 1 + max(table.fence.epoch for table in tables.values())
         raise TransientError(f"the tables at {uri} are being opened by others at the same time: try again")
 
     def apply(self, batch: Sequence[Writable], progress: Sequence[Progress], now: datetime) -> list[Ack]:
@@ -357,9 +355,10 @@ class TableWriter:
         assert self._statistics is not None, "open() publishes the first"
         return self._statistics
 
-    def _take(self, now: datetime) -> dict[TableKind, str]:
+    def _take(self, now: datetime, *, is_opening: bool = False) -> dict[TableKind, str]:
         """Make every table ours at its latest version, and the tables agree. Returns the fences' tokens as
-        they were found.
+        they were found. `is_opening`: with an epoch above all that are found there now. So no two writers have one:
+        the metadata, which come first, refuse whoever chose by the same version.
 
         Metadata comes first: once its fence is ours, no other writer can finish a batch, and a commit of our
         own whose answer was lost has landed or never will. So whether the chunks are ahead of it is settled,
@@ -369,6 +368,9 @@ class TableWriter:
         self._sound = False
         for table in self._tables.values():
             table.refresh()
+        if is_opening:
+            self._epoch = 1 + max(table.fence.epoch for table in self._tables.values())
+        for table in self._tables.values():
             table.check_epoch(self._epoch)
         self._role.check(self._metadata, now)
         tokens = {kind: table.fence.token for kind, table in self._tables.items()}

@@ -21,7 +21,15 @@ from shoal.embeddings import openai_model
 from shoal.embeddings.local_model import model_directory
 from shoal.embeddings.models import EmbeddingModel, create_model, model_width
 from shoal.embeddings.openai_model import OpenAIModel
-from shoal.errors import BadDocument, ConfigurationError, DeadReason, ShoalError, TransientError
+from shoal.errors import (
+    BadDocument,
+    ConfigurationError,
+    DeadReason,
+    QuotaError,
+    ShoalError,
+    ThrottledError,
+    TransientError,
+)
 from shoal.settings import Settings
 from tests.fixtures.openai_server import FakeOpenAI, Reply
 
@@ -172,8 +180,8 @@ def error(status: int, code: str | None, message: str = "some words", **headers:
 @pytest.mark.parametrize(
     ("reply", "expected", "words"),
     [
-        (error(429, "rate_limit_exceeded", retry_after="7"), TransientError, "rate limit"),
-        (error(429, "insufficient_quota", retry_after="7"), ConfigurationError, "quota"),
+        (error(429, "rate_limit_exceeded", retry_after="7"), ThrottledError, "rate limit"),
+        (error(429, "insufficient_quota", retry_after="7"), QuotaError, "quota"),
         (error(401, "invalid_api_key", f"Incorrect API key provided: {KEY}"), ConfigurationError, "OPENAI_API_KEY"),
         (error(403, "unsupported_country_region_territory"), ConfigurationError, "unsupported_country"),
         (error(404, "model_not_found"), ConfigurationError, "OPENAI_EMBEDDING_MODEL"),
@@ -187,7 +195,7 @@ def error(status: int, code: str | None, message: str = "some words", **headers:
         (Reply(200, b"<html>a login page</html>"), TransientError, "no list of embeddings"),
         (Reply(200, b""), TransientError, "no JSON"),
         (Reply(200, {"error": {"message": f"bad {KEY}", "code": "boom"}}), TransientError, "boom bad"),
-        (Reply(200, {"error": {"type": "insufficient_quota"}}), ConfigurationError, "quota"),
+        (Reply(200, {"error": {"type": "insufficient_quota"}}), QuotaError, "quota"),
         (Reply(200, {"data": []}), TransientError, "0 embeddings for 1"),
         (Reply(200, gzip.compress(b"{}"), {"Content-Encoding": "gzip"}), TransientError, "no list"),
         (Reply(200, b"these are no packed bytes", {"Content-Encoding": "gzip"}), TransientError, "broke off"),

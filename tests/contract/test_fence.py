@@ -144,6 +144,27 @@ class FenceSuite:
         assert place.chunks() == [(f"{A}#0", "v1"), (f"{A}#1", "v1")]
         assert heir.apply([document(B, 3)], (), NOW)[0].outcome is Outcome.INDEXED
 
+    def test_a_writer_that_looked_before_another_was_opened_has_an_epoch_of_its_own(
+        self, place: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        place.writer()
+        take, others = TableWriter._take, []
+
+        def meanwhile(self: TableWriter, *how: Any, **more: Any) -> Any:
+            with monkeypatch.context() as patch:
+                patch.setattr(TableWriter, "_take", take)
+                others.append(place.writer())
+            monkeypatch.setattr(TableWriter, "_take", take)
+            return self._take(*how, **more)
+
+        monkeypatch.setattr(TableWriter, "_take", meanwhile)
+        ours = place.writer()
+        (other,) = others
+        assert ours._epoch > other._epoch
+        with pytest.raises(FencedError):
+            other.apply([document(A, 1)], (), NOW)
+        assert ours.apply([document(A, 1)], (), NOW)[0].outcome is Outcome.INDEXED
+
     def test_of_writers_opened_at_once_the_last_one_stays_and_every_row_is_there_once(self, place: Place) -> None:
         count = 3
         start = Barrier(count)

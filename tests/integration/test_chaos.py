@@ -11,7 +11,7 @@ import pytest
 
 KILLS = 25
 SEED = 20260301
-TIMEOUT_S = 420.0  # a hang guard: on a quiet machine it takes about three minutes
+TIMEOUT_S = 900.0  # a hang guard: on a quiet machine it takes about three minutes, beside all other tests six
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -26,5 +26,7 @@ def test_nothing_is_lost_and_nothing_is_twice_though_everything_is_killed(tmp_pa
     )  # fmt: skip
     told = done.stdout + done.stderr[-3000:]
     ended = done.stdout.splitlines()[-1] if done.stdout else ""
-    assert re.match(rf"kills={KILLS}\d? missing=0 extra=0 duplicate=0 recovered_p95_s=[\d.]+ ", ended), told
+    found = re.match(r"kills=(\d+) missing=0 extra=0 duplicate=0 recovered_p95_s=[\d.]+ ", ended)
+    assert found is not None, told
+    assert int(found[1]) >= KILLS, "an armed point may be reached beside the last one: then it is more"
     assert done.returncode == 0, told + log.read_text()[-6000:]

@@ -392,6 +392,53 @@ def test_upkeep_that_is_asked_for_is_done_while_searches_answer(place: Place, mo
     assert said["status"]["requests"], "what was asked for is told"
 
 
+def test_a_restored_backup_answers_as_then_and_what_came_since_is_read_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. back up while it runs; 2. change, announce, delete; 3. stop, restore elsewhere, start: all of it is there."""
+    if place.settings.is_embedded:
+        pytest.skip("the embedded broker has no group to set back: docs/backup.md")
+    place.announce([place.document(f"kept-{n}.csv", forecast("Kept", n), dataset="restored") for n in range(4)])
+    wait_until(lambda: len(found_in(place, "restored")) == 4)  # readers see a commit within seconds
+    before = {row["urn"]: row["sha256_hash"] for row in found_in(place, "restored")}
+    backup, tables = (place.stack.environment["LANCEDB_PATH"] + end for end in ("-backup", "-restored"))
+    done = place.stack.run("backup", backup, "-o", "json")
+    assert done.returncode == 0, done.stderr
+    urns = before.keys() - {"kept-2.csv"} | {"later.csv"}
+    later = place.document("later.csv", forecast("Later", 7), dataset="restored", version="20250121T000000Z")
+    changed = place.document("kept-1.csv", forecast("Kept", 77), dataset="restored", version="20250121T000000Z")
+    place.announce([later, changed])
+    assert (
+        httpx.delete(
+            f"{place.stack.url}/api/v1/collections/scraper/documents/prod:restored:kept-2.csv", timeout=60
+        ).status_code
+        < 300
+    )
+    wait_until(lambda: {row["urn"] for row in found_in(place, "restored")} == urns)
+    after = {row["urn"]: row["sha256_hash"] for row in found_in(place, "restored")}
+    refused = place.stack.run("restore", backup)
+    assert refused.returncode != 0, "there are tables"
+    place.stack.stop()
+    place.stack.environment["LANCEDB_PATH"] = tables
+    restored = place.stack.run("restore", backup, "-o", "json")
+    assert restored.returncode == 0, restored.stderr
+    assert json.loads(restored.stdout)["rewound"]
+    assert place.stack.run("check").returncode == 0
+    for name, value in place.stack.environment.items():
+        if name.startswith(("AWS_", "LANCEDB_")):
+            monkeypatch.setenv(name, value)
+    seen = lance.dataset(f"{tables}/scraper_metadata.lance", storage_options=storage_options(load()))
+    rows = seen.to_table(columns=["urn", "sha256_hash"], filter="dataset = 'restored'").to_pylist()
+    assert {row["urn"]: row["sha256_hash"] for row in rows} == before
+    place.stack.start()
+    wait_until(lambda: {row["urn"]: row["sha256_hash"] for row in found_in(place, "restored")} == after)
+    assert place.stack.run("verify").returncode == 0
+
+
+def found_in(place: Place, dataset: str) -> list[dict[str, Any]]:
+    return list(place.stack.get("/api/v1/scrapes/search", dataset=dataset)["results"])
+
+
 def test_after_a_kill_of_everything_it_goes_on_where_it_was(tmp_path: Path) -> None:
     """1. index; 2. kill -9 of all; 3. announce while nothing runs; 4. start: both are there, once."""
     files = tmp_path / "files"

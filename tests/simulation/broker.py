@@ -197,7 +197,7 @@ class Consumer:
         self._has: dict[Key, int] = {}  # what the client believes to own -> its next offset
         self._paused: set[Key] = set()
         self._answers: list[tuple[float, KafkaError | None, list[TopicPartition]]] = []
-        self._is_closed = False
+        self._is_closed = self._is_unsubscribed = False
 
     def subscribe(self, topics: list[str], on_assign: Any, on_revoke: Any, on_lost: Any) -> None:
         self._on_assign, self._on_revoke, self._on_lost = on_assign, on_revoke, on_lost
@@ -273,6 +273,14 @@ class Consumer:
     def assignment(self) -> list[TopicPartition]:
         return [TopicPartition(*key) for key in self._has]
 
+    def unsubscribe(self) -> None:
+        """The revocation is made by the next poll, as the client does it."""
+        self.process.check()
+        self._is_unsubscribed = True
+
+    def memberid(self) -> str:
+        return f"member-{self.number}" if self.is_member else ""
+
     def close(self) -> None:
         self.process.check()
         self._revoke(list(self._has))
@@ -283,6 +291,10 @@ class Consumer:
 
     def _serve(self) -> None:
         """Callbacks, as librdkafka makes them within a poll."""
+        if self._is_unsubscribed and not self._is_closed:
+            self._revoke(list(self._has))
+            self.broker.leave(self, "a member left for good")
+            self._is_closed = True
         if not self.is_member and not self._is_closed:
             lost, self._has, self._paused = list(self._has), {}, set()
             if lost:

@@ -70,6 +70,7 @@ class Cluster:
     def __init__(self, world: World, settings: Settings, readers: int) -> None:
         self.world, self.settings = world, settings
         self.readers = readers
+        self.fetchers = settings.fetchers  # follows the load, as it were
         self.actors: dict[str, tuple[Process, Any]] = {}
         self.lives: dict[str, int] = {}  # name -> how many actors it had: a new one has another handle
         self.zombies: list[tuple[Process, Any]] = []
@@ -79,7 +80,7 @@ class Cluster:
         return [
             WRITER,
             EMBEDDER,
-            *map(fetcher_name, range(self.settings.fetchers)),
+            *map(fetcher_name, range(self.fetchers)),
             *map(reader_name, range(self.readers)),
         ]
 
@@ -151,6 +152,17 @@ class Cluster:
         self.zombies.append(found)
         self.lives[WRITER] += 1
         self.world.note("zombie", found[0])
+
+    def resize_fetchers(self, count: int) -> bool:
+        """So many from now on. The readers are told, and who is one too many ends soon, whatever it still has."""
+        before, self.fetchers = self.fetchers, count
+        route = tuple(map(fetcher_name, range(count)))
+        for _, process, actor in self.living("reader"):
+            process.spawn(actor.route(route))
+        for name in map(fetcher_name, range(count, before)):
+            if found := self.actors.get(name):
+                self.world.loop.call_later(self.world.dice.between(0.001, 5.0), found[0].kill, "one too many")
+        return count != before
 
     # --- calls --------------------------------------------------------------------------------
 

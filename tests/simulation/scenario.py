@@ -38,6 +38,7 @@ FAULTS_S = 35.0  # and faults
 DRAINED_S = 600.0  # a quiet system must be done within this: the longest give-up, twice, and its retries
 SETTLED_S = 30.0  # what was still on its way, for longer than any message travels
 GIVE_UP_S = 60.0
+FETCHERS_MAX = 4
 MIXED_EVENTS = False
 """Whether one message may both remove and create the same object. Its records share one position in the log, so that
 a late repetition of the removal still takes the creation: seeds 20076 and 20050 fail with True."""
@@ -58,6 +59,7 @@ PER_CALL = {
 PER_MINUTE = {
     "reader_killed": 4.0, "fetcher_killed": 4.0, "embedder_killed": 3.0, "writer_killed": 3.0, "writer_zombie": 3.0,
     "reader_frozen": 2.0, "member_evicted": 2.0, "rebalanced": 4.0, "reader_drained": 2.0, "bucket_out": 2.0,
+    "fetchers_resized": 3.0,
     "provider_out": 2.0,
 }  # fmt: skip
 
@@ -220,11 +222,13 @@ class Simulation:
             self.systems.outage("provider", self.dice.between(1.0, 15.0))
         elif kind == "rebalanced":
             self.broker.rebalance("at random")
+        elif kind == "fetchers_resized":
+            return cluster.resize_fetchers(rng.randint(SETTINGS.fetchers, FETCHERS_MAX))
         elif kind == "reader_drained":
             found = cluster.living("reader")
             if found:
                 _, process, actor = rng.choice(found)
-                draining = process.spawn(actor.drain(8.0))
+                draining = process.spawn(rng.choice((actor.drain, actor.leave))(8.0))
                 draining.add_done_callback(lambda _: process.kill("drained"))
             return bool(found)
         else:

@@ -85,10 +85,11 @@ class Thread:
 class NoSurvey:
     """reader.Survey: what only a broker can tell the status stays unknown here."""
 
-    def __init__(self, _: Any) -> None:
+    def __init__(self, *_: Any) -> None:
         self.found: dict[Any, Any] = {}
+        self.heard_at = 0.0
 
-    def ask(self, _: Any) -> None: ...
+    def ask(self, *_: Any, **__: Any) -> None: ...
 
     def forget(self, _: Any) -> None: ...
 

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 import pytest
 
+from tests.fixtures import damage
+
 
 @pytest.fixture(autouse=True)
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -22,3 +24,11 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         sys.modules["ray"].shutdown()
         refuse()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Sound tables (tests/fixtures/damage.py) to look at or to copy; nobody writes to them."""
+    place = str(tmp_path_factory.mktemp("whole") / "lancedb")
+    damage.build(place)
+    return place

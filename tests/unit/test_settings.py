@@ -74,6 +74,9 @@ def test_client_properties_are_a_json_object(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("SHOAL_HTTP_PORT", "70000", "http_port"),
         ("SHOAL_READERS", "many", "readers"),
+        ("SHOAL_READERS_MAX", "1", r"readers_max.*below readers \(2\)"),
+        ("SHOAL_FETCHERS_MAX", "1", r"fetchers_max.*below fetchers \(2\)"),
+        ("SHOAL_READER_CPUS", "1.5", "reader_cpus"),
         ("KAFKA_TOPIC", " , ", "kafka_topics|KAFKA_TOPIC"),
         ("KAFKA_AUTO_OFFSET_RESET", "first", "kafka_auto_offset_reset|KAFKA_AUTO_OFFSET_RESET"),
         ("SHOAL_EMBEDDING_PROVIDER", "magic", "embedding_provider"),
@@ -121,3 +124,9 @@ def test_commits_to_s3_wait_longer_unless_they_are_told_to(monkeypatch: pytest.M
 def test_an_unknown_variable_of_ours_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHOAL_FUTURE_SETTING", "1")
     assert not hasattr(load(), "future_setting")
+
+
+def test_more_replicas_at_least_than_at_most_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"serve_replicas_max: .*is below serve_replicas_min \(3\)"):
+        load(serve_replicas_min=3)
+    assert load(serve_replicas_min=3, serve_replicas_max=3).serve_replicas_max == 3

@@ -163,7 +163,7 @@ async function indexOf(signal) {
     const recall = status.ingest?.recall;
     return [title,
       h("p", null, h("span", { class: index.ok ? "tag good" : "tag bad" }, index.ok ? "in order" : "needs a look"),
-        recall ? ` Recall@10 ${share(recall.recall ?? recall.value)}${recall.alarm ? `: ${recall.alarm}` : ""}` : " Recall is measured once there is an index by vectors."),
+        recall ? ` Recall@10 ${share(recall.recall)}${recall.alarm ? `: ${recall.alarm}` : ""}` : " Recall is measured once there is an index by vectors."),
       table("Indexes", [
         ["Index", (row) => `${row.table} ${row.column}`], ["Kind", (row) => row.kind],
         ["Covered", (row) => (row.rows ? share(row.indexed / row.rows) : "–"), true],

@@ -13,6 +13,7 @@ import pytest
 from shoal.actors.backpressure import Credits
 from shoal.actors.pipeline import RECORDS_AT_ONCE, FetchResult, Item, PayloadLostError, Pipeline, UnforeseenError
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, PermanentError, TransientError
+from shoal.histograms import read
 from shoal.records import (
     Ack,
     Announcement,
@@ -462,3 +463,26 @@ async def test_many_records_of_one_document_in_one_message_do_not_wait_for_each_
     line, _ = pipeline(stages, lambda _: list(works))
     await asyncio.wait_for(line.run(item()), 5)
     assert [call.position.offset for name, call in stages.calls if name == "fetch"] == list(range(len(works)))
+
+
+async def test_every_stage_gets_the_trace_of_its_message() -> None:
+    stages = FakeStages()
+    line, _ = pipeline(stages, lambda _: [announcement(), announcement()])
+    driven = item()
+    driven.trace = f"00-{'a' * 32}-{'b' * 16}-01"
+    await line.run(driven)
+    assert {of.trace for name, of in stages.calls if name == "fetch"} == {driven.trace}
+
+
+async def test_each_call_of_a_stage_is_measured_and_each_retry_counted() -> None:
+    stages = FakeStages()
+    stages.script["fetch"] = [TransientError("away")]
+    line, _ = pipeline(stages, lambda _: [announcement()])
+    await line.run(item())
+    readings = read(line.durations.counts())
+    assert {name: reading.count for name, reading in readings.items()} == {
+        "stage.wait_for_room": 2, "stage.fetch": 2, "stage.embed": 1, "stage.write": 1, "stage.settle": 1,
+        "stage.report": 1,
+    }  # fmt: skip
+    assert line.retried == {"fetch": 1}
+    assert line.retries == 1

@@ -63,12 +63,14 @@ class FakeConsumer:
         self.paused: set[tuple[str, int]] = set()
         self.commits: list[tuple[tuple[str, int], int, bool]] = []  # key, offset, synchronous
         self.unanswered: list[Sequence[TopicPartition]] = []
-        self.refuse = self.is_closed = False
+        self.refuse = self.is_closed = self.is_away = False
         self.error_cb = config["error_cb"]
         self.slow_questions = 0
         self.silence: threading.Event | None = None  # the brokers answer no question before it is set
         self.group_offset = -1001
         self.turns: list[float] = []
+        self.member_id, self.is_heard = "member-1", True
+        self.member_id_at_close: str | None = None
 
     def subscribe(self, topics: list[str], on_assign: Any, on_revoke: Any, on_lost: Any) -> None:
         self.on_assign, self.on_revoke, self.on_lost = on_assign, on_revoke, on_lost
@@ -109,7 +111,23 @@ class FakeConsumer:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
         return (-1001, -1001) if self.refuse else (0, 100)
 
+    def list_topics(self, topic: str, timeout: float) -> None:
+        if self.is_away:
+            raise KafkaException(KafkaError(KafkaError._TRANSPORT))
+
+    def unsubscribe(self) -> None:
+        def act() -> None:
+            self.on_revoke(self, [TopicPartition(*key) for key in self.owned])
+            self.owned.clear()
+            self.member_id = "" if self.is_heard else self.member_id
+
+        self.do(act)
+
+    def memberid(self) -> str:
+        return self.member_id
+
     def close(self) -> None:
+        self.member_id_at_close = self.member_id
         if self.owned:
             self.on_revoke(self, [TopicPartition(*key) for key in self.owned])
         self.is_closed = True
@@ -194,7 +212,8 @@ async def scene(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
         "COMMIT_INTERVAL_S": 0.01, "WATERMARK_INTERVAL_S": 0.01, "REVOKE_DRAIN_S": 0.3,
     }.items():  # fmt: skip
         monkeypatch.setattr(module, name, fake)
-    reader = Reader("reader-0", Settings(in_flight_items_max=4, _env_file=None), Connection("x", "c"), 64)
+    settings = Settings(in_flight_items_max=4, kafka_brokers="x", _env_file=None)
+    reader = Reader("reader-0", settings, Connection("x", "c"), 64)
     await reader.start()
     await reader.start()  # the supervisor asks every second
     while not made:
@@ -341,6 +360,7 @@ async def test_a_committed_offset_that_only_the_broker_knows_shows_in_the_status
 
 
 async def test_a_lost_broker_is_shown_and_forgotten_when_messages_come_again(scene: Scene) -> None:
+    scene.consumer.is_away = True
     scene.consumer.do(lambda: scene.consumer.error_cb(KafkaError(KafkaError._ALL_BROKERS_DOWN)))
     scene.consumer.assign(P0)
 
@@ -352,6 +372,26 @@ async def test_a_lost_broker_is_shown_and_forgotten_when_messages_come_again(sce
     scene.consumer.deliver(P0, 0)
     await scene.committed(P0, 1)
     assert not await error()
+
+
+async def test_a_broker_that_is_back_is_heard_also_where_no_message_comes(scene: Scene) -> None:
+    async def away_s() -> float:
+        return (await scene.reader.statistics()).broker_unreachable_s
+
+    assert await away_s() == 0
+    # 1. it goes, and the reader has no partition that would tell of its return
+    scene.consumer.is_away = True
+    scene.consumer.do(lambda: scene.consumer.error_cb(KafkaError(KafkaError._ALL_BROKERS_DOWN)))
+    while not (first := await away_s()):
+        await asyncio.sleep(0.002)
+    turns = len(scene.consumer.turns)
+    await scene.until(lambda: len(scene.consumer.turns) > turns + 20, "it turns on")
+    assert await away_s() > first
+    # 2. it comes back, silently
+    scene.consumer.is_away = False
+    while await away_s():
+        await asyncio.sleep(0.002)
+    assert (await scene.reader.statistics()).last_error is None
 
 
 async def test_a_commit_that_is_refused_at_a_revoke_ends_nobody(scene: Scene) -> None:
@@ -382,6 +422,31 @@ async def test_a_drain_finishes_what_is_in_flight_commits_it_and_leaves_the_grou
     assert scene.stages.started == [0], "nothing new is taken"
     assert scene.consumer.is_closed
     assert scene.consumer.commits[-1][:2] == (P0, 1)
+
+
+async def test_one_that_leaves_for_good_closes_only_when_the_group_knows_it_no_more(scene: Scene) -> None:
+    scene.consumer.assign(P0)
+    scene.stages.held = {0}
+    scene.consumer.deliver(P0, 0, 1)
+    await scene.until(lambda: scene.stages.started == [0, 1], "both are under way")
+    leaving = asyncio.create_task(scene.reader.leave(5))
+    await scene.until(lambda: scene.reader._stopping.is_set(), "it was told")
+    assert (await scene.reader.statistics()).is_leaving
+    scene.stages.held.clear()
+    assert await leaving == 0
+    await scene.committed(P0, 2)
+    assert scene.consumer.member_id_at_close == ""
+    assert scene.consumer.owned == set()
+
+
+async def test_one_that_leaves_for_good_waits_for_a_silent_group_no_longer_than_its_bound(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAVE_GROUP_S", 0.05)
+    scene.consumer.is_heard = False
+    assert await scene.reader.leave(5) == 0
+    await scene.until(lambda: scene.consumer.is_closed, "it closes all the same")
+    assert scene.consumer.member_id_at_close == "member-1"
 
 
 async def test_a_drain_ends_at_its_bound_and_tells_what_it_left(scene: Scene) -> None:

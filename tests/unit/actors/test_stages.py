@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import orjson
@@ -82,3 +83,31 @@ async def test_rays_errors_become_ours(error: Exception, ours: type[Exception]) 
     with pytest.raises(ours) as caught:
         await stages(FakeProducer())._await("writer", failing())
     assert type(caught.value) is ours
+
+
+async def test_documents_go_to_the_fetch_workers_that_are_named_in_turn_and_to_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_up: list[str] = []
+
+    class Fetcher:
+        def __getattr__(self, method: str) -> Any:
+            async def answer(*_: Any) -> bool:
+                return True
+
+            return SimpleNamespace(remote=answer)
+
+    def found(name: str, namespace: str) -> Fetcher:
+        looked_up.append(name)
+        return Fetcher()
+
+    monkeypatch.setattr("shoal.actors.stages.ray.get_actor", found)
+    routed = stages(FakeProducer())
+    for _ in range(4):
+        assert await routed.alive("s3://b")
+    assert looked_up == ["fetcher-0", "fetcher-1"], "two by default, each looked up once"
+    routed.route(("fetcher-1", "fetcher-2"))
+    routed.route(("fetcher-0", "fetcher-1"))
+    for _ in range(2):
+        await routed.alive("s3://b")
+    assert looked_up == ["fetcher-0", "fetcher-1", "fetcher-0"], "one that went may come back as another"

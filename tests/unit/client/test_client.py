@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import pickle
 from typing import Any
 
@@ -59,6 +60,15 @@ def test_a_report_carries_its_idempotency_key() -> None:
     assert seen[0].headers["idempotency-key"] == "k"
 
 
+def test_a_mark_sends_what_it_says_and_nothing_else() -> None:
+    seen: list[httpx.Request] = []
+    client = shoal(httpx.Response(202, json={"job_id": "j", "status": "accepted"}), seen)
+    client.mark_fix("../0d9c", wrong=False, note="It was right.", idempotency_key="k")
+    assert (seen[0].method, seen[0].url.raw_path) == ("PATCH", b"/api/v1/agents/fixes/..%2F0d9c")
+    assert json.loads(seen[0].content) == {"wrong": False, "note": "It was right."}
+    assert seen[0].headers["idempotency-key"] == "k"
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -71,6 +81,15 @@ def test_what_may_succeed_later_is_transient_with_the_servers_wait(answer: httpx
     with pytest.raises(TransientError) as caught:
         shoal(answer).health()
     assert caught.value.retry_after_s == 2.0
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(429, "ask again later"), (500, "before you repeat it"), (502, "no replica"), (504, "died")]
+)
+def test_what_stands_before_shoal_answers_in_plain_text_and_is_explained(status: int, says: str) -> None:
+    with pytest.raises(TransientError, match=says) as caught:
+        shoal(httpx.Response(status, text="Request dropped due to backpressure")).search("load")
+    assert f"answered {status} to GET /api/v1/scrapes/search" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +122,7 @@ def test_similar_apis_and_fix_patterns_are_unwrapped() -> None:
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "by_hash": ("a" * 64,), "similar_apis": ({"endpoint": "/load"},), "fix_patterns": ("s",),
     "report_fix": ("s", "KeyError", "renamed", "worked"), "document": ("prod:a:b/c",), "raw": ("prod:a:b/c",),
-    "push": (b"x",), "delete": ("prod:a:b/c",), "job": ("j",),
+    "mark_fix": ("0d9c",), "push": (b"x",), "delete": ("prod:a:b/c",), "job": ("j",),
 }  # fmt: skip
 NAMED: dict[str, dict[str, str]] = {"push": {"dataset": "a", "urn": "b", "data_source": "c", "data_type": "d"}}
 METHODS = sorted(name for name, _ in inspect.getmembers(Calls, inspect.isfunction) if not name.startswith("_"))

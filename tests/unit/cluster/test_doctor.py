@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from shoal.cluster.asking import show_findings
 from shoal.cluster.doctor import Finding, examine
 from shoal.cluster.output import Exit, Format
 from shoal.errors import ConfigurationError
-from shoal.settings import Settings
+from shoal.settings import Settings, load
 
 
 def verdicts(settings: Settings) -> dict[str, Finding]:
@@ -75,3 +76,42 @@ def test_only_a_failing_finding_is_an_exit_code(verdict: str, code: Exit, capsys
 def test_other_lance_packages_than_the_locked_pair_fail(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> None:
     monkeypatch.setattr(doctor, "LANCE_PAIR", {"lancedb": "0.0.1"})
     assert "lock file" in verdicts(settings)["table format"].detail
+
+
+def test_what_others_could_reach_is_a_finding(tmp_path: Path) -> None:
+    def reach(**changed: Any) -> Finding:
+        return verdicts(load(data_dir=tmp_path, embedding_provider="hash", **changed))["access"]
+
+    assert reach().verdict == "ok"
+    assert (reach(http_host="0.0.0.0").verdict, "shoal keys create" in reach(http_host="0.0.0.0").detail) == (
+        "fail",
+        True,
+    )
+    open_to_all = reach(http_host="0.0.0.0", auth="anyone_may_do_anything")
+    assert (open_to_all.verdict, "SHOAL_ALLOWED_BUCKETS" in open_to_all.detail) == ("warn", True)
+
+
+def test_places_that_can_not_be_reached_are_named_with_what_follows(tmp_path: Path) -> None:
+    with socket.socket() as nobody:  # bound, and nobody listens
+        nobody.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{nobody.getsockname()[1]}"
+        found = verdicts(
+            Settings(
+                data_dir=tmp_path,
+                embedding_provider="openai",
+                openai_api_key="sk-x",
+                _env_file=None,
+                openai_base_url=f"http://{place}/v1",
+                otlp_endpoint=f"http://{place}",
+            )
+        )
+    assert found["provider"].verdict == "fail"
+    assert found["traces"].verdict == "warn"  # spans are lost, work is not
+    assert place in found["provider"].detail
+    assert place in found["traces"].detail
+
+
+def test_an_open_port_without_keys_fails(tmp_path: Path) -> None:
+    found = verdicts(Settings(data_dir=tmp_path, embedding_provider="hash", http_host="0.0.0.0", _env_file=None))
+    assert found["access"].verdict == "fail"
+    assert "shoal keys create" in found["access"].detail

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shoal.cluster.cli import main
-from shoal.cluster.draining import NOTICE_S, request_drain, wanted
+from shoal.cluster.draining import JOIN_NOTICE_S, NOTICE_S, join_drain, request_drain, wanted
 from shoal.cluster.living import SILENT_S
 from shoal.cluster.output import Exit
 from shoal.errors import TransientError
@@ -108,3 +108,27 @@ def test_the_command_tells_a_service_that_is_not_there_by_its_exit_code(
         main()
     assert ended.value.code == Exit.UNREACHABLE
     assert "nothing to drain" in " ".join(capsys.readouterr().err.split())
+
+
+def test_who_joins_a_drain_asks_for_none_and_waits_for_another(settings: Settings) -> None:
+    supervisor = Supervisor(settings)
+
+    def join() -> dict[str, Any]:
+        return join_drain(settings, 30.0, pause=supervisor.pause, clock=lambda: supervisor.now)
+
+    assert join() == {"state": "none", "left": {}}
+    assert wanted(settings, supervisor.life) is None, "it asked"
+    assert JOIN_NOTICE_S <= supervisor.now < JOIN_NOTICE_S + 1, "it went before the head could have asked"
+    supervisor.turns = 4
+    write_state(settings, "drain.json", {"id": "of-the-head", "life": supervisor.life, "timeout_s": 10})
+    assert join() == {"state": "drained", "left": {}}
+
+
+def test_who_joins_goes_when_a_new_service_has_begun(settings: Settings) -> None:
+    supervisor = Supervisor(settings)
+
+    def pause(seconds: float) -> None:
+        supervisor.life = "life-2"
+        supervisor.pause(seconds)
+
+    assert join_drain(settings, 30.0, pause=pause, clock=lambda: supervisor.now)["state"] == "none"

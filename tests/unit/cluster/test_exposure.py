@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shoal.cluster import runtime
-from shoal.cluster.exposure import check_exposure
+from shoal.cluster.exposure import check_exposure, open_buckets
 from shoal.errors import ConfigurationError, PermanentError
 from shoal.settings import load
 from tests.fixtures.callers import Callers
@@ -59,3 +59,10 @@ def test_the_start_asks_before_it_does_anything(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(runtime, "_check_port", lambda _: None)
     with pytest.raises(ConfigurationError, match="anyone_may_do_anything"):
         runtime.start(load(data_dir=tmp_path, http_host="0.0.0.0"))
+
+
+def test_whoever_serves_others_and_reads_any_bucket_is_told(tmp_path: Path) -> None:
+    assert open_buckets(load(data_dir=tmp_path)) is None
+    assert open_buckets(load(data_dir=tmp_path, http_host="0.0.0.0", allowed_buckets=("scrapes",))) is None
+    for reach in ({"http_host": "0.0.0.0"}, {"ray_address": "auto"}):
+        assert "SHOAL_ALLOWED_BUCKETS" in (open_buckets(load(data_dir=tmp_path, **reach)) or "")

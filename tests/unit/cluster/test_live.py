@@ -129,6 +129,27 @@ def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def test_a_ctrl_c_that_falls_into_a_destructor_ends_it_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python drops what is raised there, and tells `unraisablehook`."""
+    dropped: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", dropped.append)
+
+    class Falling:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def ask() -> Any:
+        assert not dropped, "it goes on"
+        Falling()
+        return WELL
+
+    assert watch(ask, 2.0, Format.json, pause=lambda _: None) == Exit.OK
+    assert len(dropped) == 1
+    assert capsys.readouterr().out.count("\n") == 1, "what was asked for is shown"
+
+
 def test_ctrl_c_is_how_one_ends_it(tmp_path: Path) -> None:
     with a_service() as url, start("--watch", "0.5", "-o", "json", "--url", url, cwd=tmp_path) as process:
         assert process.stdout is not None

@@ -380,6 +380,12 @@ def test_one_of_several_readers_is_no_outage(desk: Desk) -> None:
     assert len(status["reasons"]) == 1, "one trouble is told once"
 
 
+@pytest.mark.parametrize("state", ["pending", "leaving"])
+def test_readers_that_come_and_go_with_the_load_are_no_reason(desk: Desk, state: str) -> None:
+    watched = {"reader-0": {"state": "running"}, "reader-1": {"state": state}}
+    assert desk.turn(after_s=600, actors=watched)["health"] == "ok"
+
+
 def test_a_start_is_not_an_outage(desk: Desk) -> None:
     status = desk.turn({}, problems={"supervisor start": "RuntimeError: no node has room"})
     assert status["health"] == "degraded"

@@ -201,3 +201,12 @@ def test_jobs_at_half_price_have_a_row_where_there_are_any() -> None:
         "half price": "500 of 900 texts; 1 of 2 jobs unfinished; parts: 2 submitted, 5 done; $1.50 saved; "
         "3 left to the full price; since 2026-01-20T10:00; late"
     }
+
+
+def test_what_the_load_wants_of_a_pool_is_said_with_its_reason_and_nothing_of_one_that_is_fixed() -> None:
+    readers = {"min": 2, "max": 8, "wanted": 4, "working": 2, "pending": 2, "leaving": 0, "why": "9 messages behind"}
+    fetchers = dict.fromkeys(("min", "max", "wanted", "working"), 2) | {"pending": 0, "leaving": 0, "why": "fixed"}
+    assert status_view._scaling({"scaling": {"readers": readers, "fetchers": fetchers}}) == (
+        "4 readers wanted (2 to 8), 2 working, 2 pending: 9 messages behind"
+    )
+    assert status_view._scaling({"scaling": {"fetchers": fetchers}}) == status_view._scaling({}) == ""

@@ -18,8 +18,10 @@ from fastapi import FastAPI
 
 from shoal.errors import TransientError
 from shoal.records import Vector
+from shoal.serve_apps import examples, examples_flow
 from shoal.serve_apps.collection_search import Defaults
 from shoal.serve_apps.commands import Commands
+from shoal.serve_apps.cost import Costs
 from shoal.serve_apps.dead_letter_service import DeadLetters
 from shoal.serve_apps.document_service import DocumentService
 from shoal.serve_apps.pushing import Pusher
@@ -31,9 +33,10 @@ from shoal.serve_apps.rest import create_rest
 from shoal.serve_apps.search_service import SearchService
 from shoal.serve_apps.trail_search import TrailSearch
 from shoal.settings import Settings, load
+from shoal.store.cadence import rhythm
 from shoal.store.documents import Facts
 from shoal.store.facets import Facets
-from shoal.store.feeds import Catalogue
+from shoal.store.feeds import Catalogue, Feed
 from shoal.store.reading import Freshness
 from shoal.store.requests import AsOf, Hit, SearchPage, SearchRequest
 from tests.fixtures.letters import FakeLetters, a_dead_letter
@@ -75,6 +78,7 @@ class FakeDocuments:
     rows: list[dict[str, Any]] = field(default_factory=list)
     pieces: list[dict[str, Any]] = field(default_factory=list)
     tombstones: dict[str, datetime] = field(default_factory=dict)
+    api_vectors: dict[str, Vector] = field(default_factory=dict)
 
     async def row(self, document_id: str, version: str | None = None) -> dict[str, Any] | None:
         return next((row for row in self.rows if row["id"] == document_id and version in (None, row["version"])), None)
@@ -82,7 +86,10 @@ class FakeDocuments:
     async def versions(self, document_id: str) -> list[dict[str, Any]]:
         return [row for row in self.rows if row["id"] == document_id]
 
-    async def chunks(self, document_id: str, first: int, limit: int) -> list[dict[str, Any]]:
+    async def api_vector(self, document_id: str) -> Vector | None:
+        return self.api_vectors.get(document_id)
+
+    async def chunks(self, document_id: str, version: str | None, first: int, limit: int) -> list[dict[str, Any]]:
         return [piece for piece in self.pieces if first <= piece["chunk_index"] < first + limit]
 
     async def stored(self, sha256: str, of_id: str, version: str, digest: Any) -> dict[str, Any] | None:
@@ -247,14 +254,14 @@ class Stand:
             read_indexes,
         )
 
-    def app(self) -> FastAPI:
+    def app(self, costs: Costs | None = None) -> FastAPI:
         assert self.settings is not None
         settings, service = self.settings, self.service()
         commands = Commands(self.log.open, "commands")
         documents = DocumentService(service.index, service.lag, commands, RawFiles(settings), Pusher(settings))
         self.dead_letters = DeadLetters(settings, lambda _: self.letters, lambda _: self.log.open())
         return create_rest(
-            service, documents=documents, dead_letters=self.dead_letters, limits=self.limits,
+            service, costs=costs, documents=documents, dead_letters=self.dead_letters, limits=self.limits,
             audit=TrailSearch(settings),
         )  # fmt: skip
 
@@ -298,3 +305,25 @@ def client_of() -> Any:
 @pytest.fixture
 def limits() -> Any:
     return Limits
+
+
+@pytest.fixture
+def filled(stand: Any, letter: Any) -> Any:
+    """A stand that has what the examples name."""
+    row = {
+        "id": examples.ID, "version": "20250120T143000Z", "sha256_hash": examples.SHA256, "superseded_at": None,
+        "chunk_count": 1,
+    }  # fmt: skip
+    stand.index.documents.rows, stand.index.rows = [row], [row]
+    now = datetime.now(UTC)
+    usual = rhythm([now.timestamp() - 3600 * n for n in range(9, -1, -1)])
+    stand.index.catalogue = Catalogue(
+        now, (Feed("prod", "a", "NYISO", 1, 1, {}, now, now, now, usual, now.timestamp()),)
+    )
+    job = examples_flow.JOB[200]["content"]["application/json"]["example"]
+    stand.index.jobs = {job["job_id"]: {**job, "result": None, "commit_sequence": 412}}
+    stand.index.fixed = [{"scraper_name": "nyiso_load_forecast", "error_type": "KeyError"}]
+    stand.index.facets = Facets({}, 1, True)
+    stand.letters.found = [letter(0)]
+    stand.status = {"at": now.isoformat(), "health": "ok"}
+    return stand

@@ -34,20 +34,14 @@ def rows(first: int, count: int) -> list[dict[str, Any]]:
 async def test_a_document_comes_with_its_chunks_and_the_schema_that_the_first_one_holds(
     stand: Any, agent: AgentService
 ) -> None:
-    asked: list[tuple[str, int, int]] = []
-
-    async def document_part(document_id: str, first: int, limit: int) -> Any:
-        asked.append((document_id, first, limit))
-        return ({"id": document_id}, rows(first, 2)) if document_id == "d" else None
-
-    stand.index.document_part = document_part
+    stand.index.documents.rows = [{"id": "d", "version": "v2"}]
+    stand.index.documents.pieces = rows(0, 7)
     found = await agent.document_chunks("scraper", "d", 0, 2)
-    assert (found["document"], found["content_schema"]) == ({"id": "d"}, '{"fields": []}')
+    assert (found["document"], found["content_schema"]) == ({"id": "d", "version": "v2"}, '{"fields": []}')
     assert [chunk["text"] for chunk in found["chunks"]] == ["text 0", "text 1"]
     assert found["freshness"]["indexed_through"] is not None
     later = await agent.document_chunks("scraper", "d", 5, 2)
     assert (later["content_schema"], later["chunks"][0]["chunk_index"]) == (None, 5)
-    assert asked == [("d", 0, 2), ("d", 5, 2)]
     with pytest.raises(UnknownDocumentError, match="take `id` from a search result"):
         await agent.document_chunks("scraper", "none", 0, 2)
     with pytest.raises(UnknownCollectionError):
@@ -57,12 +51,8 @@ async def test_a_document_comes_with_its_chunks_and_the_schema_that_the_first_on
 async def test_similar_documents_leave_out_the_document_itself(stand: Any, agent: AgentService, ranked: Any) -> None:
     hits = (ranked(), ranked())
     stand.index.hits = hits
-    vectors = {"d": np.ones(4, np.float32), hits[0].metadata["id"]: np.ones(4, np.float32)}
-
-    async def api_vector(document_id: str) -> Any:
-        return vectors.get(document_id)
-
-    stand.index.api_vector = api_vector
+    one = np.ones(4, np.float32)
+    stand.index.documents.api_vectors = {"d": one, hits[0].metadata["id"]: one}
     assert len(await agent.similar_documents("scraper", "d", 2)) == 2
     assert await agent.similar_documents("scraper", hits[0].metadata["id"], 2) == []
     with pytest.raises(UnknownDocumentError, match="no description"):

@@ -69,6 +69,7 @@ async def test_a_question_under_way_is_answered_by_a_model_that_loses_its_place(
 
 async def test_a_question_is_paid_by_the_collection_that_asks(settings: Settings) -> None:
     embedder = QueryEmbedder(settings)
+    await embedder._warming  # it asks too, for nobody
     await embedder.embed("hash:64", "warm")
     charges: list[Any] = []
     embedder._held["hash:64"].service._caller._on_charges = charges.extend

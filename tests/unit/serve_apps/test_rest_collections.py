@@ -12,12 +12,13 @@ from fastmcp import Client
 from shoal.errors import ConfigurationError, TransientError
 from shoal.mcp.server import build_server
 from shoal.serve_apps.collection_search import Defaults
+from shoal.serve_apps.scopes import Caller, Grant, Scope, asking
 from shoal.settings import Settings
 from shoal.store.boosts import DAY_S, Boosts
 from shoal.store.facets import Facet, Facets
 from shoal.store.filters import And, Equals, Not, Prefix
 from shoal.store.highlights import snippet
-from shoal.store.requests import FusionMethod, UnknownCollectionError
+from shoal.store.requests import FusionMethod
 
 SEARCH = "/api/v1/collections/scraper/search"
 
@@ -82,10 +83,35 @@ async def test_a_parameter_in_the_url_and_a_body_that_is_no_object_are_refused(h
     assert (await http.post(SEARCH, content=b"[1]")).status_code == 400
 
 
-async def test_an_unknown_collection_is_not_found(http: Any, stand: Any) -> None:
-    stand.index.error = UnknownCollectionError("there is no collection 'x'; known: scraper")
-    response = await http.post("/api/v1/collections/x/search", json={})
-    assert (response.status_code, "known: scraper" in response.json()["detail"]) == (404, True)
+@pytest.mark.parametrize(
+    ("method", "place"),
+    [("POST", "/search"), ("GET", ""), ("GET", "/index"), ("GET", "/documents/d"), ("DELETE", "/documents/d")],
+)
+async def test_an_unknown_collection_is_not_found_and_the_answer_names_those_of_the_caller(
+    http: Any, stand: Any, method: str, place: str
+) -> None:
+    def ask() -> Any:
+        body = {"json": {}} if method == "POST" else {}
+        return http.request(method, f"/api/v1/collections/x{place}", **body)
+
+    answer = await ask()
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404, "there is no collection 'x' that you may read; those are: scraper"
+    )  # fmt: skip
+    with asking(Caller("k", "k", "key", (Grant(Scope.ADMIN, "x"),))):
+        answer = await ask()
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404, "there is no collection 'x' that you may read; those are: none"
+    )  # fmt: skip
+    assert stand.embedder.texts == []
+
+
+async def test_a_list_has_the_collections_of_the_caller_alone(http: Any, stand: Any) -> None:
+    assert [one["name"] for one in (await http.get("/api/v1/collections")).json()["collections"]] == ["scraper"]
+    pushed = "push-20250120T143000Z"
+    with asking(Caller("k", "k", "key", (Grant(Scope.READ, "pages"),))):
+        assert (await http.get("/api/v1/collections")).json()["collections"] == []
+        assert (await http.get(f"/api/v1/jobs/{pushed}")).status_code == 404
 
 
 @pytest.mark.parametrize("mode", ["vector", "hybrid", None])

@@ -12,7 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shoal.errors import TransientError
-from shoal.serve_apps.problems import BODY_BYTES_MAX, KINDS
+from shoal.serve_apps.problem_kinds import KINDS
+from shoal.serve_apps.problems import BODY_BYTES_MAX
 from shoal.serve_apps.request_frame import Limits
 
 

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from shoal.serve_apps import examples
-from shoal.serve_apps.problems import KINDS
+from shoal.serve_apps.problem_kinds import KINDS
 from shoal.store.feeds import Catalogue, Feed
 from tests.unit.serve_apps.test_rest_openapi import operations
 

@@ -61,7 +61,7 @@ async def test_other_collections_unknown_parameters_and_a_store_that_is_away_are
     http: Any, stand: Any
 ) -> None:
     unknown = await http.get("/api/v1/collections/other/index")
-    assert (unknown.status_code, "known: scraper" in unknown.json()["detail"]) == (404, True)
+    assert (unknown.status_code, "those are: scraper" in unknown.json()["detail"]) == (404, True)
     assert (await http.get(f"{INDEX}?verbose=1")).status_code == 422
     stand.indexes = TransientError("the store is away", 3.0)
     assert (await http.get(INDEX)).status_code == 503

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shoal.serve_apps import examples, examples_flow, problems
-from shoal.store.cadence import rhythm
-from shoal.store.facets import Facets
-from shoal.store.feeds import Catalogue, Feed
+from shoal.cluster.ingress import KEYED
+from shoal.serve_apps import examples, problem_kinds, problems
 
 CALLS = {
     ("get", "/"), ("get", "/healthz"), ("get", "/readyz"), ("get", "/metrics"), ("get", "/problems"),
@@ -44,28 +41,6 @@ def document(stand: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def filled(stand: Any, letter: Any) -> Any:
-    """A stand that has what the examples name."""
-    row = {
-        "id": examples.ID, "version": "20250120T143000Z", "sha256_hash": examples.SHA256, "superseded_at": None,
-        "chunk_count": 1,
-    }  # fmt: skip
-    stand.index.documents.rows, stand.index.rows = [row], [row]
-    now = datetime.now(UTC)
-    usual = rhythm([now.timestamp() - 3600 * n for n in range(9, -1, -1)])
-    stand.index.catalogue = Catalogue(
-        now, (Feed("prod", "a", "NYISO", 1, 1, {}, now, now, now, usual, now.timestamp()),)
-    )
-    job = examples_flow.JOB[200]["content"]["application/json"]["example"]
-    stand.index.jobs = {job["job_id"]: {**job, "result": None, "commit_sequence": 412}}
-    stand.index.fixed = [{"scraper_name": "nyiso_load_forecast", "error_type": "KeyError"}]
-    stand.index.facets = Facets({}, 1, True)
-    stand.letters.found = [letter(0)]
-    stand.status = {"at": now.isoformat(), "health": "ok"}
-    return stand
-
-
 def operations(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
     return {(method, path): one for path, methods in document["paths"].items() for method, one in methods.items()}
 
@@ -76,6 +51,15 @@ def test_every_call_is_described(document: dict[str, Any]) -> None:
     for call, operation in described.items():
         assert operation.get("description"), call
         assert operation["responses"]["default"]["content"]["application/problem+json"]["example"], call
+
+
+def test_the_ingress_sends_again_just_those_changes_that_heed_a_key(document: dict[str, Any]) -> None:
+    heed = {
+        (method.upper(), path)
+        for (method, path), operation in operations(document).items()
+        if any(one["name"].lower() == "idempotency-key" for one in operation.get("parameters", ()))
+    }
+    assert heed == KEYED
 
 
 def test_every_call_has_an_example_of_its_answer_and_of_its_body(document: dict[str, Any]) -> None:
@@ -133,4 +117,4 @@ async def test_the_example_of_a_problem_has_the_fields_of_one(http: Any) -> None
 def test_every_kind_of_problem_that_the_code_names_is_a_documented_one() -> None:
     sources = (Path(problems.__file__).parent).glob("*.py")
     named = {kind for source in sources for kind in re.findall(r'problem\(.*kind="([a-z-]+)"', source.read_text())}
-    assert {"origin-refused", "starting", "refused"} <= named <= problems.KINDS.keys()
+    assert {"origin-refused", "starting", "refused"} <= named <= problem_kinds.KINDS.keys()

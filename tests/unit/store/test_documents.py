@@ -42,17 +42,20 @@ async def test_the_current_version_is_the_one_without_a_name(index: SearchIndex)
 
 
 async def test_chunks_are_in_order_and_of_the_current_version(index: SearchIndex) -> None:
-    chunks = await index.documents.chunks(ID, 1, 3)
+    chunks = await index.documents.chunks(ID, "v2", 1, 3)
     assert [(one["chunk_index"], one["content_summary"]) for one in chunks] == [
         (1, "new part 1"), (2, "new part 2"), (3, "new part 3")
     ]  # fmt: skip
+    assert await index.documents.chunks(ID, "v1", 0, 3) == [], "never the text of one beside the metadata of another"
+    assert await index.documents.chunks(ID, None, 0, 3) == []
 
 
 @pytest.mark.parametrize("hostile", [ODD, "' OR 'a'='a", "prod:ds:%", "__fence__", "é\u202e"])
 async def test_an_id_is_only_ever_itself(index: SearchIndex, hostile: str) -> None:
     row = await index.documents.row(hostile)
     assert (row or {}).get("id") == (ODD if hostile == ODD else None)
-    assert len(await index.documents.chunks(hostile, 0, 10)) == (2 if hostile == ODD else 0)
+    version = row["version"] if row else "v1"
+    assert len(await index.documents.chunks(hostile, version, 0, 10)) == (2 if hostile == ODD else 0)
     assert await index.documents.row(ID, hostile) is None
     assert await index.documents.deleted_at(hostile) is None
 

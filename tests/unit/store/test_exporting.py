@@ -22,13 +22,6 @@ from tests.fixtures.documents import document
 BOTH: tuple[TableKind, ...] = ("metadata", "vectors")
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
-    place = str(tmp_path_factory.mktemp("whole") / "lancedb")
-    damage.build(place)
-    return place
-
-
 def run(place: str, directory: Path, **options: Any) -> Exported:
     return export(place, {}, directory, now=NOW, **options)
 

@@ -20,13 +20,6 @@ from tests.fixtures.documents import document
 HOUR = timedelta(hours=1)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
-    place = str(tmp_path_factory.mktemp("whole") / "lancedb")
-    damage.build(place)
-    return place
-
-
 @pytest.fixture
 def place(whole: str, tmp_path: Path) -> str:
     return shutil.copytree(whole, str(tmp_path / "lancedb"))

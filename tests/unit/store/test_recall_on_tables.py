@@ -33,7 +33,7 @@ from shoal.store.index_views import index_name, training_of
 from shoal.store.query_recorder import QueryRecorder
 from shoal.store.query_sample import FILE_PREFIX, QuerySample
 from shoal.store.reading import session_of
-from shoal.store.recall import DEFAULT, FILE, Floats, Setting, statistics_of, tuning_of
+from shoal.store.recall import DEFAULT, FILE, REFINES, Floats, Setting, statistics_of, tuning_of
 from shoal.store.recall_measuring import measure, real_queries
 from shoal.store.requests import SearchRequest
 from shoal.store.schemas import (
@@ -162,7 +162,8 @@ async def test_few_partitions_miss_neighbours_and_the_ladder_finds_a_setting_tha
     assert found.before.setting == DEFAULT
     assert found.chosen is not None
     assert found.chosen.recall >= 0.95
-    assert found.alarm is None
+    # Trained by chance: the least setting that holds may read more than a search should, and then that is said.
+    assert (found.alarm is not None) == (found.chosen.setting.refine > REFINES[-1])
 
 
 async def test_the_figure_is_that_of_a_search_by_hand(settings: Settings) -> None:

@@ -17,7 +17,7 @@ from lancedb.index import FTS, BTree, IvfFlat
 
 from shoal.errors import ConfigurationError, TransientError
 from shoal.records import FENCE_ID, Vector
-from shoal.store import ranked, ranked_pages, reading, search
+from shoal.store import ranked, ranked_pages, reading, search, states
 from shoal.store.cursors import CursorError
 from shoal.store.filters import And, Equals, FilterError, In, Not, Or, Prefix, QueryError, Range
 from shoal.store.reading import Tables
@@ -652,27 +652,121 @@ async def test_between_refreshes_a_search_sees_one_state_of_both_tables(library:
     await index.close()
 
 
-async def test_a_search_that_the_tables_moved_under_is_read_again(
+class Held:
+    """The refreshes of `tables`, each of which waits for `go`; `begun` of them did. Its last look was `age_s` ago."""
+
+    def __init__(self, index: SearchIndex, monkeypatch: pytest.MonkeyPatch, age_s: float) -> None:
+        self.go, self.begun, self.fails = asyncio.Event(), 0, False
+        refresh = Tables._refresh
+
+        async def held(tables: Tables) -> reading.View:
+            self.begun += 1
+            await self.go.wait()
+            if self.fails:
+                raise TransientError("the store is away")
+            return await refresh(tables)
+
+        monkeypatch.setattr(Tables, "_refresh", held)
+        index._states._looked_at -= age_s
+
+    @staticmethod
+    async def end(index: SearchIndex) -> None:
+        """Of the one that is under way."""
+        assert index._states._renewing is not None
+        await index._states._renewing
+
+
+async def test_searches_go_on_with_what_they_have_while_newer_versions_are_looked_for(
     library: Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """1. A search has read the chunks of version 1. 2. Version 2 is written, and another search's refresh moves
-    the tables on. 3. The first search finds no metadata for its chunks, reads again, and answers with version 2."""
     await library.put("a", [("wind", NORTH)])
     index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=3_600.0)
-    nearest, moved = Tables.nearest, []
+    await library.put("b", [("wind", NORTH)])
+    held = Held(index, monkeypatch, 5_400.0)
+    for request in EVERY_MODE:
+        assert ids(await index.search(request)) == ["a"]
+    await asyncio.sleep(0)
+    assert held.begun == 1, "one refresh for all of them"
+    held.go.set()
+    await held.end(index)
+    assert ids(await index.search(NEAR)) == ["a", "b"]
+    assert held.begun == 1, "and no other before the interval is over"
+    await index.close()
+
+
+async def test_searches_wait_together_for_newer_versions_where_theirs_are_two_intervals_old(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await library.put("a", [("wind", NORTH)])
+    index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=3_600.0)
+    await library.put("b", [("wind", NORTH)])
+    monkeypatch.setattr(states, "PATIENCE_S", 0.0)  # else it would be that which they wait for
+    held = Held(index, monkeypatch, 7_201.0)
+    searching = [asyncio.create_task(index.search(NEAR)) for _ in range(3)]
+    await asyncio.sleep(0.05)
+    assert not any(task.done() for task in searching)
+    searching[0].cancel()  # who gives up does not end it for the others
+    held.go.set()
+    assert [ids(await task) for task in searching[1:]] == [["a", "b"]] * 2
+    assert held.begun == 1
+    await index.close()
+
+
+async def test_a_search_that_finds_its_state_older_than_the_interval_waits_a_little_for_a_newer_one(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await library.put("a", [("wind", NORTH)])
+    index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=3_600.0)
+    await library.put("b", [("wind", NORTH)])
+    monkeypatch.setattr(states, "PATIENCE_S", 60.0)
+    Held(index, monkeypatch, 5_400.0).go.set()
+    assert ids(await index.search(NEAR)) == ["a", "b"]
+    await index.close()
+
+
+async def test_a_refresh_that_fails_fails_only_those_who_need_it(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await library.put("a", [("wind", NORTH)])
+    index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=3_600.0)
+    held = Held(index, monkeypatch, 5_400.0)
+    held.fails = True
+    held.go.set()
+    for _ in range(3):
+        assert ids(await index.search(NEAR)) == ["a"]
+        await asyncio.sleep(0.01)
+    assert held.begun > 1, "it is tried again"
+    index._states._looked_at -= 3_600.0
+    with pytest.raises(TransientError, match="away"):
+        await index.search(NEAR)
+    held.fails = False
+    assert ids(await index.search(NEAR)) == ["a"]
+    await index.close()
+
+
+async def test_a_search_is_of_one_state_though_commits_come_while_it_reads(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1. A search has read the chunks of version 1. 2. Version 2 is written, and another search sees it. 3. The first
+    one answers with version 1, whole, says so, and has read nothing twice."""
+    await library.put("a", [("wind", NORTH)])
+    index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=0.0)
+    nearest, looks = Tables.nearest, []
 
     async def moving(tables: Tables, *arguments: Any, **named: Any) -> list[dict[str, Any]]:
         rows = await nearest(tables, *arguments, **named)
-        if not moved:
-            moved.append(True)
+        looks.append(rows)
+        if len(looks) == 1:
             await library.put("a", [("wind", NORTH)], "2", replaces="1")
-            await tables.view(max_age_s=0.0)
+            (hit,) = (await index.search(NEAR)).hits
+            assert hit.metadata["version"] == "2"
         return rows
 
     monkeypatch.setattr(Tables, "nearest", moving)
     page = await index.search(NEAR)
-    assert [hit.metadata["version"] for hit in page.hits] == ["2"]
-    assert page.freshness.commit_sequence == 2
+    assert [hit.metadata["version"] for hit in page.hits] == ["1"]
+    assert page.freshness.commit_sequence == 1
+    assert len(looks) == 2
     await index.close()
 
 
@@ -723,15 +817,16 @@ async def test_a_writer_that_died_half_way_delays_only_one_search(
     assert ids(await index.search(NEAR)) == ["a"]
 
 
+@pytest.mark.parametrize("refresh_interval_s", [0.0, 0.05])  # who asks waits for it; or it goes on beside
 async def test_searches_never_fail_and_never_lose_a_document_while_it_is_rewritten(
-    library: Library, monkeypatch: pytest.MonkeyPatch
+    library: Library, monkeypatch: pytest.MonkeyPatch, refresh_interval_s: float
 ) -> None:
     """A writer makes new versions of ten documents and compacts with early cleanup, readers search all the
     while: each answer has all ten documents, each once."""
     monkeypatch.setattr(reading, "_SETTLE_S", 30.0)
     for number in range(10):
         await library.put(f"d{number}", [("wind", towards(1, number / 10))])
-    index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=0.0)
+    index = await SearchIndex.open(str(library.uri), {}, refresh_interval_s=refresh_interval_s)
     writing = True
 
     async def write() -> None:
@@ -872,18 +967,12 @@ async def test_the_fix_of_a_scraper_of_the_same_source_is_found_and_that_of_a_st
     assert [row["id"] for row in await index.fixes("nyiso_load")] == ["kin"]
 
 
-async def test_a_document_is_read_in_parts_of_its_current_version(library: Library, index: SearchIndex) -> None:
-    chunks = [(f"piece {number}", NORTH) for number in range(5)]
-    await library.put_all([rows_of("it's", chunks, version="2", schema_embedding=NORTH), rows_of("other")])
-    found = await index.document_part("it's", 1, 3)
-    assert found is not None
-    assert found[0]["id"] == "it's"
-    assert [row["content_summary"] for row in found[1]] == ["piece 1", "piece 2", "piece 3"]
-    assert await index.document_part("its", 0, 3) is None
-    vector = await index.api_vector("it's")
+async def test_the_vector_of_an_api_is_that_of_its_document(library: Library, index: SearchIndex) -> None:
+    await library.put_all([rows_of("it's", [("piece", NORTH)], schema_embedding=NORTH), rows_of("other")])
+    vector = await index.documents.api_vector("it's")
     assert vector is not None
     assert float(vector @ NORTH) == pytest.approx(1.0)
-    assert await index.api_vector("other") is None
+    assert await index.documents.api_vector("other") is None
 
 
 async def test_a_job_is_found_once_it_is_applied(library: Library, index: SearchIndex) -> None:

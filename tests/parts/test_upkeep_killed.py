@@ -51,7 +51,7 @@ from tests.fixtures.upkeep_process import (
     settings_of,
 )
 from tests.fixtures.writer_process import snapshot
-from tests.integration.test_writer_killed import POINTS as OF_WRITING
+from tests.parts.test_writer_killed import POINTS as OF_WRITING
 
 REPO = Path(__file__).resolve().parents[2]
 HANG_S = 120.0  # a guard; nothing is measured by it

@@ -85,6 +85,11 @@ class Group:
     def owned(self, name: str) -> set[int]:
         return {partition for topic, partition in self.readers[name]._offsets.owned() if topic == self.topic}
 
+    def lags(self, name: str) -> dict[int, int | None]:
+        """Of the partitions whose end it knows."""
+        marks = [mark for mark in self.readers[name]._marks.copy().values() if mark.topic == self.topic]
+        return {mark.partition: mark.lag_records for mark in marks if mark.end_offset is not None}
+
     def handled(self) -> Counter[tuple[int, int]]:
         return Counter(done for stages in self.stages.values() for done in stages.handled)
 
@@ -224,6 +229,37 @@ async def test_partitions_that_stay_are_neither_lost_nor_handled_twice_when_a_re
     await group.all_committed(60)
     assert {done for done, times in group.handled().items() if times > 1 and done[0] in kept} == set()
     assert [offset for partition, offset in group.stages["a"].handled if partition in kept] != []
+
+
+async def test_a_reader_that_leaves_for_good_hands_over_at_once_and_one_of_its_name_may_come_again(
+    group: Group,
+) -> None:
+    """1. b leaves, and nobody waits for its session; 2. a has all that it had, and nothing was done twice; 3. another b
+    joins as a stranger: it is given partitions of its own."""
+    # A place that is kept would be kept for ever.
+    group.set("session.timeout.ms", "max.poll.interval.ms", to_ms=int(10 * HANG_S * 1000))
+    await group.join("a")
+    await group.join("b")
+    await group.until(lambda: group.owned("b") and group.owned("a").isdisjoint(group.owned("b")), "each has its share")
+    group.send(20)
+    await group.all_handled(20)
+    group.stages["b"].held = group.owned("b")
+    group.send(20)
+    await group.until(lambda: group.readers["b"]._credits.items == 20 * len(group.owned("b")), "they are in flight")
+    leaving = asyncio.create_task(group.readers["b"].leave(HANG_S))
+    await group.until(group.readers["b"]._stopping.is_set, "it takes nothing new")
+    group.stages["b"].held = set()
+    assert await leaving == 0
+    await group.until(lambda: group.owned("a") == set(range(PARTITIONS)), "a has them all")
+    await group.until(lambda: set(group.lags("a")) == set(range(PARTITIONS)), "and has looked at them")
+    assert set(group.lags("a").values()) <= {0, None}, "what b had done is no lag"
+    group.send(20)
+    await group.all_handled(60)
+    await group.all_committed(60)
+    assert set(group.handled().values()) == {1}
+    del group.readers["b"]
+    await group.join("b")
+    await group.until(lambda: group.owned("b") and group.owned("a").isdisjoint(group.owned("b")), "it has its share")
 
 
 async def test_what_is_in_flight_of_a_revoked_partition_is_done_again_by_its_next_owner_and_never_skipped(
