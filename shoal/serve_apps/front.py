@@ -6,6 +6,10 @@ unexpected one tells nothing of what went wrong. And Serve reads bodies ahead of
 the bytes of all bodies that are not answered yet are bounded, so that many large ones can't fill the memory. Whoever
 is answered before all of the body has come is let go of.
 
+The head of an answer waits for its body where its length is known. What is written within one turn of uvloop's leaves
+in one piece, so a replica that is killed has answered or has not, and then HAProxy asks another (ingress.py). Serve
+hands over heads and bodies one by one, from another thread: a head that had left alone could not be taken back.
+
 Ray calls `middlewares` where `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it (shoal/cluster/ray_environment.py).
 This runs in Serve's proxy too, which has nothing else of ours: it imports little.
 """
@@ -82,6 +86,7 @@ class _Request:
         self.refused: tuple[int, str] | None = None
         self._body_bytes, self._identity, self._send = body_bytes, headers.get("x-request-id", ""), send
         self._start: Message | None = None
+        self._head: Message | None = None
         self._has_begun = False
 
     def judge(self, *, is_full: bool) -> None:
@@ -104,11 +109,17 @@ class _Request:
             if self.refused is not None or is_plain:
                 self._start = message
                 return
+            if "content-length" in headers:
+                self._head = message
+                return
         elif self._start is not None:
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 start, self._start = self._start, None
                 await self._answer(start)
             return
+        elif self._head is not None:
+            head, self._head = self._head, None
+            await self._send(head)
         await self._send(message)
 
     async def _answer(self, start: Message) -> None:

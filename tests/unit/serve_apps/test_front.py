@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import socket
 from typing import Any
 
 import orjson
 import pytest
+import uvicorn
+import uvloop
 from starlette.types import Message
 
 from shoal.serve_apps.front import BODY_BYTES_NAME, HELD_BODIES, Front, middlewares
@@ -122,6 +127,44 @@ async def test_bodies_of_many_requests_are_bounded_together() -> None:
     held.clear()
     front.app = reads_all
     assert (await asked(front, [b"0123456789"]))[0] == 200, "all of it was given back"
+
+
+@pytest.mark.parametrize("length", [b"33756", None])
+def test_a_head_leaves_with_its_body_where_the_length_is_known(length: bytes | None) -> None:
+    """On a socket of its own, by the server and the event loop that a replica has."""
+    is_there, may_go_on = asyncio.Event(), asyncio.Event()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        fields = [(b"content-type", b"application/json"), *([(b"content-length", length)] if length else [])]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        is_there.set()
+        await may_go_on.wait()
+        await send({"type": "http.response.body", "body": b"x" * 33756})
+
+    async def ask() -> tuple[bytes, bytes]:
+        """What the client has got before the body was there, and the first piece after."""
+        loop = asyncio.get_running_loop()
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(lambda: Front(app), factory=True, lifespan="off", log_config=None))
+        serving = loop.create_task(server.serve(sockets=[listening]))
+        with socket.create_connection(listening.getsockname()) as client:
+            client.setblocking(False)
+            await loop.sock_sendall(client, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await is_there.wait()
+            before = b""
+            with contextlib.suppress(TimeoutError):
+                before = await asyncio.wait_for(loop.sock_recv(client, 100_000), 0.1 if length else 30)
+            may_go_on.set()
+            after = await loop.sock_recv(client, 100_000)
+        server.should_exit = True
+        await serving
+        return before, after
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        before, after = runner.run(ask())
+    assert before.startswith(b"HTTP/1.1 200") == (length is None)
+    assert after.startswith(b"HTTP/1.1 200") == (length is not None)
+    assert after.count(b"x") > 33_000
 
 
 async def test_what_is_no_request_passes() -> None:

@@ -54,8 +54,9 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture
-def hostile(stand: Any, letter: Any) -> Any:
+def hostile(stand: Any, letter: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An application that has something behind every call, so that what is sent gets as far as it can."""
+    monkeypatch.setattr("shoal.serve_apps.search_service.JOB_WAIT_S", 0.0)  # nobody does these jobs: each waits in vain
     now = datetime.now(UTC)
     stand.letters.found = [letter(0)]
     outside = {"id": "prod:a:b", "version": "", "superseded_at": None, "s3_path": "file:///etc/passwd"}
