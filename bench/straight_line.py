@@ -23,7 +23,8 @@ import numpy as np
 
 from shoal import settings as shoal_settings
 from shoal.documents.pipeline import Context, Limits, TokenBudget, extract_document
-from shoal.embeddings.models import EmbeddingModel, create_model, token_budget
+from shoal.embeddings.embedding_model import EmbeddingModel
+from shoal.embeddings.models import create_model, token_budget
 from shoal.embeddings.texts import Kind
 from shoal.errors import BadDocument
 from shoal.records import Announcement, Embedded, Failure, Fetched, Position, Vector

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 from shoal.actors.spending import open_keeper
 from shoal.embeddings.cache import EmbeddingCache
+from shoal.embeddings.embedding_model import EmbeddingModel
 from shoal.embeddings.lanes import SHARES
-from shoal.embeddings.models import EmbeddingModel, create_model
+from shoal.embeddings.models import create_model
 from shoal.embeddings.purposes import Purpose
 from shoal.embeddings.service import EmbeddingService
 from shoal.embeddings.spend_keeping import SpendKeeper

@@ -32,7 +32,8 @@ from shoal.cluster.output import Exit, Format, emit_json, emit_rows, say
 from shoal.cluster.relevance import CUTOFF, MEASURES, measured
 from shoal.documents.context import Context
 from shoal.embeddings.cache import EmbeddingCache
-from shoal.embeddings.models import EmbeddingModel, create_model
+from shoal.embeddings.embedding_model import EmbeddingModel
+from shoal.embeddings.models import create_model
 from shoal.embeddings.service import EmbeddingService
 from shoal.errors import BadDocument, ConfigurationError
 from shoal.records import SCRAPER_COLLECTION, Announcement, Embedded, Fetched, Outcome, Position, Vector

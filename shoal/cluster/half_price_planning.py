@@ -21,7 +21,8 @@ from shoal.actors.fetcher import context_of
 from shoal.cluster.backfilling import Found
 from shoal.embeddings.batch_files import Limits, Parts
 from shoal.embeddings.batch_provider import Entry
-from shoal.embeddings.models import EmbeddingModel, create_model
+from shoal.embeddings.embedding_model import EmbeddingModel
+from shoal.embeddings.models import create_model
 from shoal.embeddings.purposes import Purpose
 from shoal.embeddings.texts import Kind, check_texts
 from shoal.errors import BadDocument, DeadReason, TransientError

@@ -20,7 +20,7 @@ import numpy as np
 
 from shoal import tracing
 from shoal.embeddings.concurrency import Concurrency
-from shoal.embeddings.models import EmbeddingModel
+from shoal.embeddings.embedding_model import EmbeddingModel
 from shoal.embeddings.purposes import Charge, Lane, Purpose
 from shoal.embeddings.texts import Kind
 from shoal.embeddings.turnstile import Turnstile

@@ -1,4 +1,4 @@
-"""Embedding models by name: what every one of them offers, and which one a name or the settings mean.
+"""Embedding models by name: which one a name or the settings mean.
 
 A name (`model_names`) is stored with each collection and says all that makes its vectors: `local:all-MiniLM-L6-v2`,
 `openai:text-embedding-3-small@512`, `openai:intfloat/e5-base-v2+e5`, `hash:64`. Importing this module, and everything
@@ -9,68 +9,19 @@ unknown name, a missing key or missing files raise ConfigurationError.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from shoal.embeddings.batch_provider import BatchProvider, why_none
-from shoal.embeddings.limiter import RateLimiter
+from shoal.embeddings.embedding_model import EmbeddingModel
 from shoal.embeddings.model_names import OPENAI_WIDTHS, ModelName, check_dimensions, known_of, parse
+from shoal.embeddings.openai_window import openai_window
 from shoal.embeddings.prefixes import PREFIXES, PrefixedModel, Prefixes, named
 from shoal.embeddings.purposes import Charge, Purpose
-from shoal.embeddings.texts import Kind
 from shoal.errors import ConfigurationError
-from shoal.records import Matrix
 from shoal.settings import Settings
-
-__all__ = ["OPENAI_WIDTHS", "EmbeddingModel", "create_model", "default_model_name", "model_width", "token_budget"]
 
 _HASH_WIDTH = 64
 _CHUNK_TOKENS = 1000  # what a chunk has where the model would take more
 _CHUNK_TOKENS_MIN = 32
-
-
-class EmbeddingModel(Protocol):
-    """Turns texts into unit vectors. One object per process; `embed` may be called from several threads."""
-
-    @property
-    def name(self) -> str:
-        """What a collection stores; two models of one name give comparable vectors."""
-
-    @property
-    def width(self) -> int:
-        """Of its vectors. Where nobody knows it, asking costs a request (blocking), and raises what `embed` raises."""
-
-    @property
-    def max_input_tokens(self) -> int:
-        """The most `count_tokens` a document's text may have."""
-
-    @property
-    def batch_inputs_max(self) -> int:
-        """The most texts one `embed` should be given."""
-
-    @property
-    def batch_tokens_max(self) -> int:
-        """The most tokens, summed, one `embed` should be given."""
-
-    @property
-    def concurrency(self) -> int:
-        """Calls of `embed` that are worth making at once."""
-
-    @property
-    def limiter(self) -> RateLimiter | None:
-        """What the provider allows per minute: to be asked before each `embed`. None: no limit."""
-
-    def count_tokens(self, text: str) -> int:
-        """Tokens of a document's text, prefix included."""
-
-    def embed(self, texts: Sequence[str], kind: Kind = "document") -> Matrix:
-        """Blocking. Unit vectors, shape (texts, width), in order; normalised here where the provider does not.
-
-        A query above the token limit is cut; a document's text above it, or a blank text, raises BadDocument
-        (EMBEDDING_REJECTED), and no text of the call is embedded. Raises TransientError and ConfigurationError.
-        """
-
-    def close(self) -> None:
-        """Gives back connections; the model isn't used after it."""
 
 
 def default_model_name(settings: Settings) -> str:
@@ -200,25 +151,6 @@ def token_budget(settings: Settings, name: str) -> tuple[Callable[[str], int], i
             f"{name}: {room} tokens are left for a chunk; see SHOAL_OPENAI_MAX_INPUT_TOKENS and the prefixes"
         )
     return count, room, room // part
-
-
-def openai_window(settings: Settings, model: str) -> tuple[Callable[[str], int], int]:
-    """How a provider's model counts tokens and how many of those one text may have.
-
-    Where a compatible server's tokenizer isn't given, tokens are cl100k_base's and half of the model's window is
-    used: WordPiece makes 1.3 tokens of one of cl100k_base's on average (measured on mixed documents).
-    """
-    from shoal.embeddings import cl100k
-    from shoal.embeddings.model_names import OPENAI_INPUT_TOKENS
-
-    if model in OPENAI_WIDTHS:
-        return cl100k.count, OPENAI_INPUT_TOKENS
-    window = settings.openai_max_input_tokens or known_of(model).input_tokens
-    if settings.openai_tokenizer is not None:
-        from shoal.embeddings.wordpieces import TokenCounter
-
-        return TokenCounter(settings.openai_tokenizer.expanduser().resolve()), window
-    return cl100k.count, window // 2
 
 
 def _prefixes(settings: Settings, name: ModelName) -> Prefixes:

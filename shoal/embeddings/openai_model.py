@@ -29,7 +29,6 @@ from shoal.embeddings import cl100k
 from shoal.embeddings.batch_provider import EndpointRefused
 from shoal.embeddings.limiter import RateLimiter
 from shoal.embeddings.model_names import OPENAI_WIDTHS, ModelName
-from shoal.embeddings.models import openai_window
 from shoal.embeddings.openai_answers import (
     ANSWER_BYTES_MAX,
     Answer,
@@ -38,6 +37,7 @@ from shoal.embeddings.openai_answers import (
     may_be_cut,
     read_answer,
 )
+from shoal.embeddings.openai_window import openai_window
 from shoal.embeddings.texts import Kind, check_texts
 from shoal.embeddings.wordpieces import TokenCounter
 from shoal.errors import BadDocument, ConfigurationError, DeadReason, QuotaError, ThrottledError, TransientError

@@ -12,15 +12,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from shoal.embeddings.embedding_model import EmbeddingModel
 from shoal.embeddings.limiter import RateLimiter
 from shoal.embeddings.texts import Kind, check_texts
 from shoal.errors import ConfigurationError
 from shoal.records import Matrix
-
-if TYPE_CHECKING:
-    from shoal.embeddings.models import EmbeddingModel
 
 
 @dataclass(frozen=True, slots=True)

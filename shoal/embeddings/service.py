@@ -25,10 +25,10 @@ from shoal.embeddings.batching import Batcher
 from shoal.embeddings.cache import EmbeddingCache, cache_key
 from shoal.embeddings.calling import Ask, Caller
 from shoal.embeddings.concurrency import Concurrency
+from shoal.embeddings.embedding_model import EmbeddingModel
 from shoal.embeddings.entrance import Entrance
 from shoal.embeddings.lanes import LANES, FairShares
 from shoal.embeddings.lately import Lately
-from shoal.embeddings.models import EmbeddingModel
 from shoal.embeddings.purposes import Charge, Lane, Purpose
 from shoal.embeddings.texts import Kind, check_texts
 from shoal.embeddings.turnstile import Turnstile

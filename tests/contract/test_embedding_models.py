@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from shoal.embeddings import openai_model
+from shoal.embeddings.embedding_model import EmbeddingModel
 from shoal.embeddings.local_model import model_directory
-from shoal.embeddings.models import EmbeddingModel, create_model, model_width
+from shoal.embeddings.models import create_model, model_width
 from shoal.embeddings.openai_model import OpenAIModel
 from shoal.errors import (
     BadDocument,
