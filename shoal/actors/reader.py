@@ -19,7 +19,6 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +34,7 @@ from shoal.actors.offsets import TopicPartition as Key
 from shoal.actors.pipeline import Item, Pipeline
 from shoal.actors.pulse import Pulse
 from shoal.actors.stages import RayStages
+from shoal.actors.survey import Survey, Surveyed, watermarks
 from shoal.faults import reach
 from shoal.log_format import about
 from shoal.metrics import PartitionStatistics, ReaderStatistics
@@ -55,7 +55,6 @@ POLL_S = 0.05  # how long a completion may wait for the thread
 POLL_MESSAGES_MAX = 100
 COMMIT_INTERVAL_S = 0.5
 WATERMARK_INTERVAL_S = 1.0
-ASK_S = 2.0  # bound of a question to the brokers
 CHUNK_BYTES = 16 * 1024
 """Of a chunk's text: what a fetch reserves per chunk, beside the vector. A thousand tokens of prose are 5 KB, of
 rules and blanks 16 KB."""
@@ -402,7 +401,7 @@ class Reader:
             asked = self._survey.found.get(key, Surveyed())
             next_offset = self._offsets.next_offset(key)
             committed = self._offsets.committed_offset(key)
-            low, high = _watermarks(consumer, key, cached=True)
+            low, high = watermarks(consumer, key, cached=True)
             if high < 0 or self._paused:  # what the client knows stands still without fetches
                 unknown[key] = committed is None and asked.committed is None
                 low, high = max(low, asked.low), max(high, asked.high)
@@ -479,96 +478,6 @@ def _shown(position: Position) -> str:
 
 def _size(raw: RawMessage) -> int:
     return len(raw.value or b"") + len(raw.key or b"") + 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Surveyed:
-    """What the brokers said of a partition; -1 and None where they said nothing yet."""
-
-    committed: int | None = None
-    low: int = -1
-    high: int = -1
-
-
-class Survey:
-    """Asks the brokers what the client does not know by itself, in a thread of its own: completions, commits and
-    polls never wait for an answer. `found` is replaced entry by entry and may be read at any time."""
-
-    def __init__(self, consumer: Consumer, topic: str) -> None:
-        """`topic`: one that is there, to ask about."""
-        self._topic = topic
-        self.found: dict[Key, Surveyed] = {}
-        self.heard_at = 0.0  # when a broker last answered
-        self._consumer = consumer
-        self._round = 0
-        self._questions: queue.Queue[tuple[dict[Key, bool], bool] | None] = queue.Queue(1)
-        self._thread = threading.Thread(target=self._main, name="survey", daemon=True)
-        self._thread.start()
-
-    def ask(self, partitions: dict[Key, bool], *, is_lost: bool = False) -> None:
-        """Look at these, with their committed offset where True; nothing happens while an earlier round is on.
-        `is_lost`: also whether any broker answers at all, which one without partitions would never learn."""
-        if (partitions or is_lost) and self._questions.empty():
-            self._questions.put((partitions, is_lost))
-
-    def forget(self, keys: Iterable[Key]) -> None:
-        """What was said of these is of an earlier assignment; what a round under way brings is one too."""
-        for key in keys:
-            self.found.pop(key, None)
-        self._round += 1
-
-    def stop(self) -> None:
-        """End the thread before the consumer is closed under it."""
-        while self._thread.is_alive():
-            try:
-                self._questions.put_nowait(None)
-            except queue.Full:
-                pass
-            self._thread.join(POLL_S)
-
-    def _main(self) -> None:
-        while (asked := self._questions.get()) is not None:
-            partitions, is_lost = asked
-            began = self._round
-            if is_lost and _answers(self._consumer, self._topic):
-                self.heard_at = time.monotonic()
-            for key, wants_committed in partitions.items():
-                low, high = _watermarks(self._consumer, key, cached=False)
-                if high < 0:
-                    break  # they don't answer: the rest of the round would only wait as well
-                committed = _committed(self._consumer, key) if wants_committed else None
-                if self._round != began:
-                    break
-                known = self.found.get(key, Surveyed())
-                self.found[key] = Surveyed(known.committed if committed is None else committed, low, high)
-
-
-def _answers(consumer: Consumer, topic: str) -> bool:
-    try:
-        consumer.list_topics(topic, timeout=ASK_S)
-    except KafkaException:
-        return False
-    return True
-
-
-def _committed(consumer: Consumer, key: Key) -> int | None:
-    """The group's offset, or None where there is none or nobody answers."""
-    try:
-        offset = consumer.committed([TopicPartition(*key)], timeout=ASK_S)[0].offset
-    except KafkaException:
-        return None
-    return offset if offset >= 0 else None
-
-
-def _watermarks(consumer: Consumer, key: Key, *, cached: bool) -> tuple[int, int]:
-    """(low, high), what the client saw last or what the broker says; (-1, -1) where that is unknown."""
-    try:
-        found: tuple[int, int] | None = consumer.get_watermark_offsets(
-            TopicPartition(*key), timeout=ASK_S, cached=cached
-        )
-    except KafkaException:
-        return (-1, -1)
-    return (-1, -1) if found is None else found
 
 
 # "health" has an event loop of its own: statistics answer while work blocks.
