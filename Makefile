@@ -18,7 +18,7 @@ PYTHON = $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shel
 SYNCED := .venv/.synced
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint unit fmt bench bench-store bench-embedder flow load soak chaos simulate twice manifests
+.PHONY: help demo test check lint unit fmt bench bench-store bench-embedder flow load soak chaos simulate twice manifests envtest
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ chaos: $(SYNCED) ## Kill it KILLS times (SEED=n) while it works; nothing may be 
 
 manifests: $(SYNCED) ## Check the Kubernetes manifests, Serve configs and Dockerfile as a cluster would (needs Go)
 	@.venv/bin/pytest tests/unit/manifests $(ARGS)
+
+envtest: $(SYNCED) ## Apply the manifests to a real API server and KubeRay operator (Go; not in `make test`: builds them first)
+	@.venv/bin/pytest tests/envtest $(ARGS)
 
 twice: $(SYNCED) ## Index all of the shared real data over and over, shuffled: the tables are those of once
 	@SHOAL_TEST_SHARE=1 .venv/bin/pytest tests/integration/test_real_data_twice.py $(ARGS)

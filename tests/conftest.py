@@ -21,6 +21,7 @@ from shoal.settings import Settings
 from tests.fixtures.browser import browser
 from tests.fixtures.browser import chromium as chromium_program
 from tests.fixtures.kafka_server import KafkaServer, kafka_jars
+from tests.fixtures.kubernetes import kubernetes_programs
 from tests.fixtures.manifests import manifest_check
 from tests.fixtures.parts import PartUnavailable
 from tests.fixtures.prometheus import program
@@ -43,6 +44,7 @@ KEPT_PREFIX = "SHOAL_TEST_"  # for the tests themselves: SHOAL_TEST_DATA
 
 PARTS: dict[str, Callable[[], object]] = {
     "kafka_server": kafka_jars, "s3_server": s3_program, "chromium": chromium_program, "manifests": manifest_check,
+    "kubernetes": kubernetes_programs,
 }  # fmt: skip
 INTEGRATION = {Path(__file__).parent / name for name in ("integration", "parts")}
 
@@ -125,6 +127,12 @@ def promtool() -> str:
 def manifests() -> tuple[str, tuple[str, ...]]:
     """The strict check of manifests: its program, and the CRDs."""
     return _or_reason(manifest_check)
+
+
+@pytest.fixture(scope="session")
+def kubernetes() -> Path:
+    """The folder of Kubernetes' and the operator's programs (tests/envtest)."""
+    return _or_reason(kubernetes_programs)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ The quick lane computes: unit tests, properties, simulations, then what single p
 though they are killed. The long one mostly waits: for whole services to start, for leases to run out, for a replacement
 of what was killed. They share no port, directory or server, since every fixture takes its own, and the quick lane is
 the more polite of the two. It is shown while it runs, and then the long one from its beginning, each with pytest's own
-last line. Whatever of the two fails, the whole fails.
+last line. Whatever of the two fails, the whole fails. What stands in APART is in neither.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).parent
 QUICK = ("unit", "properties", "simulation", "contract", "parts")
+APART = ("envtest",)  # `make envtest`: to build a Kubernetes the first time takes longer than all tests may
 NICE = 5
 LOOK_S = 0.2
 INTERRUPTED = 130
@@ -26,8 +27,12 @@ SLOWEST = ("--durations=25", "--durations-min=10")  # said in the end: where a l
 
 
 def lanes() -> tuple[list[str], list[str]]:
-    """The directories of the quick lane and of the long one: each that has tests is in one of them."""
-    found = sorted(place for place in TESTS.iterdir() if place.is_dir() and any(place.rglob("test_*.py")))
+    """The directories of the quick lane and of the long one: each that has tests, but for APART, is in one of them."""
+    found = sorted(
+        place
+        for place in TESTS.iterdir()
+        if place.name not in APART and place.is_dir() and any(place.rglob("test_*.py"))
+    )
     quick = [str(place) for name in QUICK for place in found if place.name == name]
     return quick, [str(place) for place in found if place.name not in QUICK]
 

@@ -17,7 +17,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/kustomize/api/krusty"
-	kustomize "sigs.k8s.io/kustomize/api/types"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
@@ -63,10 +62,8 @@ func run(dirs []string, places []string) (*result, error) {
 	for _, dir := range dirs {
 		one := &overlay{Objects: []map[string]any{}, Pods: []*corev1.Pod{}}
 		found.Overlays[dir] = one
-		options := krusty.MakeDefaultOptions()
-		// The configuration of Ray's kinds lies above the overlays; nothing is loaded from anywhere but this machine.
-		options.LoadRestrictions = kustomize.LoadRestrictionsNone
-		rendered, err := krusty.MakeKustomizer(options).Run(filesys.MakeFsOnDisk(), dir)
+		// With kubectl's own options, which load no file from above an overlay's folder: `kubectl apply -k` has no flag to.
+		rendered, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), dir)
 		if err != nil {
 			found.Findings = append(found.Findings, fmt.Sprintf("%s: %v", dir, err))
 			continue

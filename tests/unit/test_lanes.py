@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lanes import TESTS, lanes, run
+from tests.lanes import APART, TESTS, lanes, run
 
 
 def python(program: str) -> list[str]:
@@ -18,7 +18,14 @@ def test_every_test_is_in_one_of_the_lanes() -> None:
     places = [Path(place) for lane in lanes() for place in lane]
     assert len(places) == len(set(places))
     for path in TESTS.rglob("test_*.py"):
-        assert sum(place in path.parents for place in places) == 1, path
+        is_apart = path.relative_to(TESTS).parts[0] in APART
+        assert sum(place in path.parents for place in places) == (0 if is_apart else 1), path
+
+
+def test_what_is_apart_is_run_only_where_it_is_named(pytestconfig: pytest.Config) -> None:
+    """`make test ARGS=-x` gives pytest no directory, so it looks through all of tests/."""
+    assert set(APART) <= set(pytestconfig.getini("norecursedirs"))
+    assert all((TESTS / name).is_dir() for name in APART)
 
 
 @pytest.mark.parametrize(("quick", "long", "code"), [(0, 0, 0), (1, 0, 1), (0, 1, 1), (5, 2, 1), (0, -9, 1)])

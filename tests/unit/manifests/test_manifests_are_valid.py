@@ -79,6 +79,12 @@ MISTAKES = {
     ),
     "a quantity that is none": ("base/ingest/cache.yaml", "storage: 20Gi", "storage: 20 GB", "quantit"),
     "memory without a bound": ("base/ingest/deployer.yaml", ", limits: {memory: 384Mi}", "", "lacks a request"),
+    "a file that `kubectl apply -k` may not read": (
+        "overlays/dev/kustomization.yaml",
+        "namespace: shoal-dev",
+        "namespace: shoal-dev\nconfigurations: [../../base/foundation/kustomizeconfig.yaml]",
+        "is not in or below",
+    ),
     "a kind that nobody checks": (
         "base/ingest/cache.yaml",
         "kind: PersistentVolumeClaim",
