@@ -94,6 +94,7 @@ class Deletion:
     s3_path: str | None = None
     outcome_id: str | None = None
     version_id: str | None = None
+    trace: str | None = None  # as an announcement's
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class Command:
     actor: str
     at: datetime
     outcome_id: str | None = None
+    trace: str | None = None  # as an announcement's
 
 
 Work = Announcement | Deletion | Command

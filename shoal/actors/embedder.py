@@ -98,7 +98,8 @@ class Embedder:
         if not text.strip():
             return EmbeddedCommand(command)
         # A query's text may be cut, a chunk's may not; and like a query's, somebody waits for it.
-        vectors = await self._service.embed([text], "query", Purpose("query", command.collection))
+        with about(trace=tracing.trace_id(command.trace)), tracing.span("embed", command.trace):
+            vectors = await self._service.embed([text], "query", Purpose("query", command.collection))
         return EmbeddedCommand(command, self._model, vectors[0])
 
     @ray.method(concurrency_group="health")

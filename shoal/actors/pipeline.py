@@ -195,7 +195,7 @@ class Pipeline:
             await self._count(item, self._outcome_id_of(item.raw), Ack(Outcome.DEAD_LETTERED), bad)
             return
         if item.trace is not None:
-            works = [replace(work, trace=item.trace) if isinstance(work, Announcement) else work for work in works]
+            works = [replace(work, trace=item.trace) for work in works]
         slots = asyncio.Semaphore(RECORDS_AT_ONCE)
         ends = await asyncio.gather(*(self._in_turn(item, work, slots) for work in works))
         failures = [failure for _, failure in ends if failure]

@@ -29,7 +29,7 @@ from shoal.errors import DeadReason, FencedError, ShoalError, TransientError
 from shoal.faults import reach
 from shoal.histograms import Durations
 from shoal.metrics import WriterStatistics
-from shoal.records import Ack, Embedded, Failure, Outcome, Progress, Writable
+from shoal.records import Ack, Deletion, Embedded, Failure, Outcome, Progress, Writable
 from shoal.settings import Settings
 from shoal.store.generations import MovedError
 from shoal.store.place import generation_to_open
@@ -63,6 +63,13 @@ def _weight(writable: Writable) -> tuple[int, int]:
     extraction = writable.fetched.extraction
     text_bytes = sum(len(chunk.text) for chunk in extraction.chunks) if extraction else 0
     return 1 + len(writable.vectors), int(writable.vectors.nbytes) + text_bytes + 4_000
+
+
+def _trace_of(writable: Writable) -> str | None:
+    """The traceparent of the message that asked for it."""
+    if isinstance(writable, Embedded):
+        return writable.fetched.announcement.trace
+    return writable.trace if isinstance(writable, Deletion) else writable.command.trace
 
 
 class Writer:
@@ -117,7 +124,7 @@ class Writer:
             if key not in self._progress or self._progress[key].next_offset < mark.next_offset:
                 self._progress[key] = mark
         rows, size_bytes = _weight(writable)
-        trace = writable.fetched.announcement.trace if isinstance(writable, Embedded) else None
+        trace = _trace_of(writable)
         call = _Call(writable, asyncio.get_running_loop().create_future(), trace)
         self._group.add(call, rows, size_bytes, time.monotonic())
         self._arrived.set()

@@ -1,18 +1,21 @@
 """Commands from REST and MCP into the command topic: the only way the query side changes anything.
 
 A command is durable in the log when `submit` returns; the writer applies it once, by its id. Nothing here
-touches a table. The producer blocks, so it lives on one thread of its own, opened at the first command. Fails
-with TransientError where the log can't be reached; after that the producer is opened anew.
+touches a table. The producer blocks, so it lives on one thread of its own, opened at the first command. The message
+carries the trace of the request that it comes from. Fails with TransientError where the log can't be reached; after
+that the producer is opened anew.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
+from shoal import tracing
 from shoal.errors import FullError, ShoalError
 from shoal.sources.commands import command_message
 from shoal.sources.log_producer import LogProducer
@@ -49,7 +52,9 @@ class Commands:
             raise FullError("the log does not take what is sent to it right now", 5.0)
         self._waiting += 1
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._send, topic, key, value)
+            with tracing.span("announce", messaging__system="kafka", messaging__destination__name=topic):
+                here = contextvars.copy_context()  # the current span is in it; the thread has one of its own
+                await asyncio.get_running_loop().run_in_executor(self._thread, here.run, self._send, topic, key, value)
         finally:
             self._waiting -= 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import tarfile
 import threading
 import time
@@ -168,6 +169,54 @@ def test_one_trace_spans_announcement_to_commit_and_one_request_to_search(seen: 
     )  # fmt: skip
     assert answer.headers["traceparent"].split("-")[1] == QUESTION
     until(lambda: seen.collector.names_of(bytes.fromhex(QUESTION)) >= {"GET", "search", "embed question"})
+
+
+FIX = {
+    "scraper_name": "nyiso_load", "error_type": "KeyError", "error_message": "'Time Stamp'",
+    "summary": "the column is now called timestamp", "outcome": "worked",
+}  # fmt: skip
+REPORT = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "report_fix", "arguments": FIX}}
+PUSHED = {"dataset": "pushed_load", "urn": "west.csv", "data_source": "nyiso", "data_type": "load"}
+
+
+def test_what_a_request_changes_is_in_its_trace_to_the_commit(seen: Seen) -> None:
+    collector, url = seen.collector, seen.stack.url
+
+    def changed(method: str, path: str, *stages: str, **request: Any) -> Any:
+        """What is answered, once the spans to the commit of what it asked for have come, each below the one before."""
+
+        def asked() -> tuple[str, httpx.Response] | None:
+            trace, headers = secrets.token_hex(16), {"Accept": "application/json, text/event-stream"}
+            headers |= request.get("headers", {}) | {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+            answer = httpx.request(method, url + path, timeout=30, **request | {"headers": headers})
+            # What was committed a moment ago may not be seen yet.
+            return None if answer.status_code == 404 else (trace, answer)
+
+        trace, answer = until(asked)
+        assert answer.is_success, answer.text
+        wanted = {method, "announce", "process", "write", "commit", *stages}
+        until(
+            lambda: collector.names_of(bytes.fromhex(trace)) >= wanted,
+            lambda: (method, path, collector.names_of(bytes.fromhex(trace)), answer.text),
+        )
+        spans = {span.name: span for span in collector.spans if span.trace_id.hex() == trace}
+        ways = [("announce", method), ("process", "announce"), ("write", "process"), ("commit", "write")]
+        for name, parent in ways + [(stage, "process") for stage in stages]:
+            assert spans[name].parent_span_id == spans[parent].span_id, (path, name)
+        until(lambda: {link.span_id for link in spans["commit"].links} & {span.span_id for span in collector.spans})
+        return answer.json()
+
+    changed("POST", "/api/v1/agents/fixes", "embed", json=FIX)
+    name = {"scraper_name": FIX["scraper_name"]}
+    (found,) = until(lambda: seen.stack.post("/api/v1/agents/context/fix-patterns", name)["fix_patterns"])
+    changed("PATCH", f"/api/v1/agents/fixes/{found['fix_history'][0]['id']}", json={"wrong": True})
+    told = changed("POST", "/mcp", "embed", json=REPORT | {"id": 2})
+    assert not told["result"].get("isError"), told
+    pushed = changed(
+        "POST", "/api/v1/collections/scraper/documents", "fetch", "embed", params=PUSHED,
+        content=b"Zone,Load (MW)\nWest,1350\n", headers={"Content-Type": "text/csv"},
+    )  # fmt: skip
+    changed("DELETE", f"/api/v1/collections/scraper/documents/{pushed['document_id']}")
 
 
 @pytest.mark.usefixtures("promtool")

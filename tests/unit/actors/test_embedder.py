@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from shoal import tracing
 from shoal.actors.embedder import Embedder
 from shoal.embeddings.hash_model import HashModel
 from shoal.embeddings.purposes import Purpose
 from shoal.errors import DeadReason
 from shoal.records import Command, Fetched, Progress
-from shoal.settings import load
+from shoal.settings import Settings, load
 from shoal.store.writing import TableWriter
 from tests.fixtures.documents import COLLECTED_AT, document, position
 
@@ -62,6 +64,19 @@ async def test_a_commands_text_waits_with_the_queries(embedder: Embedder, asked:
     at = fetched().announcement.collected_at
     await embedder.embed_command(Command(position(1), "c", "fix", "scraper", body, "me", at))
     assert asked == [(("Timeout",), "query", Purpose("query", "scraper"))]
+
+
+async def test_a_commands_text_is_embedded_in_the_trace_of_who_asked(embedder: Embedder) -> None:
+    exporter = InMemorySpanExporter()
+    tracing.configure(Settings(_env_file=None), "test", exporter)
+    caller, at = f"00-{'a' * 32}-{'b' * 16}-01", fetched().announcement.collected_at
+    body = orjson.dumps({"error_type": "Timeout"}).decode()
+    try:
+        await embedder.embed_command(Command(position(1), "c", "fix", "scraper", body, "me", at, trace=caller))
+    finally:
+        tracing.stop()
+    (embed,) = [span for span in exporter.get_finished_spans() if span.name == "embed"]
+    assert (f"{embed.context.trace_id:032x}", f"{embed.parent.span_id:016x}") == ("a" * 32, "b" * 16)
 
 
 async def test_a_lost_cache_costs_no_new_embeddings_of_what_is_unchanged_and_a_copy_trusts_no_table(

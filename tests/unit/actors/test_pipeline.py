@@ -465,13 +465,24 @@ async def test_many_records_of_one_document_in_one_message_do_not_wait_for_each_
     assert [call.position.offset for name, call in stages.calls if name == "fetch"] == list(range(len(works)))
 
 
+KINDS = ("fix", "fix_mark")  # with a vector, and without
+
+
 async def test_every_stage_gets_the_trace_of_its_message() -> None:
     stages = FakeStages()
-    line, _ = pipeline(stages, lambda _: [announcement(), announcement()])
+    at = message().position
+    fix, mark = (Command(at, kind, kind, "scraper", "{}", "me", datetime(2026, 1, 1, tzinfo=UTC)) for kind in KINDS)
+    works = [announcement(), announcement(), Deletion(at, "scraper", "prod:d:gone"), fix, mark]
+    line, _ = pipeline(stages, lambda _: works)
     driven = item()
     driven.trace = f"00-{'a' * 32}-{'b' * 16}-01"
     await line.run(driven)
-    assert {of.trace for name, of in stages.calls if name == "fetch"} == {driven.trace}
+    traces = {(name, of.trace) for name, of in stages.calls if name in {"fetch", "embed_command"}}
+    assert traces == {("fetch", driven.trace), ("embed_command", driven.trace)}
+    written = [of for name, of in stages.calls if name == "write"]
+    assert {of.trace for of in written if isinstance(of, Deletion)} == {driven.trace}
+    commands = [of.command for of in written if isinstance(of, EmbeddedCommand)]
+    assert [(command.kind, command.trace) for command in commands] == [(kind, driven.trace) for kind in KINDS]
 
 
 async def test_each_call_of_a_stage_is_measured_and_each_retry_counted() -> None:

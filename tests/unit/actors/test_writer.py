@@ -5,18 +5,34 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from shoal import tracing
 from shoal.actors import writer as module
 from shoal.actors.writer import Writer
 from shoal.errors import ConfigurationError, DeadReason, FencedError, TransientError
-from shoal.records import Ack, Deletion, Outcome, Position, Progress, Writable
+from shoal.records import (
+    Ack,
+    Announcement,
+    Command,
+    Deletion,
+    Embedded,
+    EmbeddedCommand,
+    Fetched,
+    Outcome,
+    Position,
+    Progress,
+    Writable,
+)
 from shoal.settings import Settings
 from shoal.store.generations import MovedError
 from shoal.store.writing import TablesStatistics
+
+CALLERS = [f"00-{digit * 32}-{digit * 16}-01" for digit in "abc"]
 
 
 def deletion(name: str) -> Deletion:
@@ -95,6 +111,36 @@ async def test_calls_share_a_commit_and_each_gets_its_own_ack(made: Any) -> None
     acks = await write_all(writer, ["a", "b", "c"])
     assert tables.batches == [["a", "b", "c"]]
     assert [ack.outcome for ack in acks] == [Outcome.DELETED] * 3
+
+
+async def test_what_it_writes_of_each_message_stands_in_its_trace_whatever_was_asked(made: Any) -> None:
+    exporter = InMemorySpanExporter()
+    tracing.configure(Settings(_env_file=None), "test", exporter)
+    at, when = Position("c", "t", 0, 0, 0), datetime(2026, 1, 1, tzinfo=UTC)
+    document = Announcement(
+        at, "scraper", "a", "1", "s3://b/k", None, "d", "prod", "a", "S", "data", "s", when, trace=CALLERS[0]
+    )
+    asked: list[Writable] = [
+        Embedded(Fetched(document, "0" * 64)),
+        Deletion(at, "scraper", "b", trace=CALLERS[1]),
+        EmbeddedCommand(Command(at, "c", "fix", "scraper", "{}", "me", when, trace=CALLERS[2])),
+        deletion("of nobody who traces"),
+    ]
+    try:
+        writer, _ = made(FakeTables())
+        await asyncio.wait_for(asyncio.gather(*map(writer.write, asked)), 5)
+    finally:
+        tracing.stop()
+    spans = exporter.get_finished_spans()
+    (group,) = [span for span in spans if span.name == "group commit"]
+    assert [f"{link.context.trace_id:032x}" for link in group.links] == [of.split("-")[1] for of in CALLERS]
+    for caller in CALLERS:
+        mine = {span.name: span for span in spans if f"{span.context.trace_id:032x}" == caller.split("-")[1]}
+        assert mine.keys() == {"write", "commit"}
+        assert f"{mine['write'].parent.span_id:016x}" == caller.split("-")[2]
+        assert mine["commit"].parent.span_id == mine["write"].context.span_id
+        assert [link.context.span_id for link in mine["commit"].links] == [group.context.span_id]
+    assert len(spans) == 2 * len(CALLERS) + 1
 
 
 async def test_many_calls_that_meet_a_restarted_writer_open_the_tables_once(made: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,9 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from shoal import tracing
 from shoal.log_format import JsonLines
+from shoal.serve_apps.commands import Commands
 from shoal.serve_apps.query_embedding import embed_through
 from shoal.serve_apps.request_frame import RequestFrame
 from shoal.settings import Settings
+from shoal.sources.journal import Journal, JournalProducer
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = {"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
@@ -90,3 +94,27 @@ async def test_a_question_is_embedded_with_the_trace_of_who_asks(exporter: InMem
     tracing.stop()
     await embed_through(Handle())("m", "question", "c")
     assert asked == [("m", "question", "c", span.header), ("m", "question", "c")]
+
+
+async def test_what_a_request_changes_goes_into_the_log_with_its_trace(
+    exporter: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "journal.sqlite")
+    commands = Commands(lambda: JournalProducer(journal), "commands")
+    now = datetime.now(UTC)
+    with tracing.span("POST", CALLER["traceparent"]):
+        await commands.submit("1", "fix", "scraper", {}, actor="me", at=now)
+        await commands.announce("in", b"prod:d:gone", None)
+    await commands.announce("in", b"prod:d:of nobody", None)  # the thread keeps nothing of who asked before
+    tracing.stop()
+    await commands.announce("in", b"prod:d:untraced", None)
+    commands.close()
+    sent = [*journal.entries_between("commands", 0, 10), *journal.entries_between("in", 0, 10)]
+    journal.close()
+    post, *announced = sorted(exporter.get_finished_spans(), key=lambda span: (span.name, span.start_time))
+    assert [span.name for span in announced] == ["announce"] * 3
+    assert [span.parent.span_id if span.parent else None for span in announced] == [post.context.span_id] * 2 + [None]
+    carried = [dict(entry.headers).get("traceparent", b"").decode().split("-")[1:3] for entry in sent]
+    ids = [[f"{span.context.trace_id:032x}", f"{span.context.span_id:016x}"] for span in announced]
+    assert carried == [*ids, []]
+    assert [trace for trace, _ in ids[:2]] == [TRACE, TRACE]
