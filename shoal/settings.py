@@ -381,10 +381,11 @@ class Settings(BaseSettings):
         description="How long a client may take for the head of a request and the beginning of its body, and how long "
         "it may then be silent or read nothing (HAProxy ingress).",
     )  # fmt: skip
-    serve_replicas_min: int = Field(1, ge=1, description="REST and MCP replicas that always run; 2 to outlive one.")
-    serve_replicas_max: int = Field(
-        2, ge=1, validate_default=True, description="Upper bound of REST and of MCP replicas."
-    )
+    serve_replicas_min: int = Field(
+        1, ge=1,
+        description="Replicas of REST, of MCP and of the embedding of questions that always run; 2 to outlive one.",
+    )  # fmt: skip
+    serve_replicas_max: int = Field(2, ge=1, validate_default=True, description="Upper bound of each of these.")
     serve_target_requests: float = Field(
         16.0, ge=0.1, le=100, description="Requests that a replica is meant to answer at once; above, more are started."
     )

@@ -192,7 +192,7 @@ def _embedder(settings: Settings) -> Any:
         name=EMBEDDER,
         max_ongoing_requests=64,  # several batches; what waits longer than its caller is of no use
         autoscaling_config={
-            "min_replicas": 1,
+            "min_replicas": settings.serve_replicas_min,  # without one, questions are answered by keyword
             "max_replicas": settings.serve_replicas_max,
             "target_ongoing_requests": 16,
         },

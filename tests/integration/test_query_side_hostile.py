@@ -11,17 +11,16 @@ import resource
 import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import httpx
 import psutil
 import pytest
 
-from tests.fixtures.serve_side import LIST_TOOLS, MCP_HEADERS, READY_S, Hosted, seed, until
+from tests.fixtures.good_clients import Load
+from tests.fixtures.serve_side import READY_S, Hosted, seed, until
 
 CLIENT_S = 4.0
 ENDED_S = 30.0  # until all that overstayed are ended: a hang, not a measure
@@ -60,72 +59,6 @@ def _settle(hosted: Hosted) -> None:
         lambda: all(len(hosted.replicas(name)) == REPLICAS for name in DEPLOYMENTS), 120,
         lambda: f"{[[str(one) for one in hosted.replicas(name)] for name in DEPLOYMENTS]}: {hosted.log()}",
     )  # fmt: skip
-
-
-# --- good clients -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Asked:
-    """One request of a good client."""
-
-    what: str
-    began: float
-    ended: float
-    failure: str | None
-
-
-class Load:
-    """Good clients, each asking one thing after the other: `asked` is what became of it. A context manager."""
-
-    def __init__(self, url: str, rest: int, mcp: int) -> None:
-        self._url, self._stop = url, threading.Event()
-        self.asked: list[Asked] = []
-        kinds = [(self._rest, number) for number in range(rest)] + [(self._mcp, number) for number in range(mcp)]
-        self._threads = [threading.Thread(target=self._run, args=kind, daemon=True) for kind in kinds]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(60)
-
-    def failed(self) -> list[Asked]:
-        return [one for one in self.asked if one.failure]
-
-    def answered_since(self, moment: float) -> int:
-        return sum(1 for one in self.asked if one.began > moment and not one.failure)
-
-    def _run(self, ask: Callable[[httpx.Client, int], httpx.Response], number: int) -> None:
-        with httpx.Client(base_url=self._url, timeout=60) as client:
-            while not self._stop.is_set():
-                number += 1
-                began, failure = time.monotonic(), None
-                try:
-                    answer = ask(client, number)
-                    if answer.status_code != 200:
-                        failure = f"{answer.status_code} {answer.headers.get('content-type')} {answer.text[:300]}"
-                except httpx.HTTPError as error:
-                    failure = repr(error)
-                self.asked.append(Asked(ask.__name__, began, time.monotonic(), failure))
-
-    @staticmethod
-    def _rest(client: httpx.Client, number: int) -> httpx.Response:
-        if number % 3 == 0:
-            return client.post("/api/v1/collections/scraper/search", json={"query": "wind", "mode": "hybrid"})
-        return client.get("/api/v1/scrapes/search", params={"query": f"load {number % 7}", "mode": "keyword"})
-
-    @staticmethod
-    def _mcp(client: httpx.Client, number: int) -> httpx.Response:
-        if number % 3 == 0:
-            return client.post("/mcp", json=LIST_TOOLS, headers=MCP_HEADERS)
-        asked = {"name": "search_scrapes", "arguments": {"data_source": "nyiso"}}
-        message = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": asked}
-        return client.post("/mcp", json=message, headers=MCP_HEADERS)
 
 
 # --- bad clients ------------------------------------------------------------------------------

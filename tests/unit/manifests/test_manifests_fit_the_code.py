@@ -287,6 +287,25 @@ def test_nothing_is_placed_on_heads_and_every_cluster_asks_for_a_token(overlay: 
                 assert "RAY_AUTH_TOKEN" in names, container["name"]
 
 
+def test_every_worker_of_queries_has_a_replica_of_each_and_none_is_ever_all_of_them(overlay: dict[str, Any]) -> None:
+    values = named(overlay, "ConfigMap", "shoal-settings")["data"]
+    least, most = (int(values[f"SHOAL_SERVE_REPLICAS_{which}"]) for which in ("MIN", "MAX"))
+    for service in of(overlay, "RayService"):
+        config = yaml.safe_load(service["spec"]["serveConfigV2"])
+        assert config["proxy_location"] == "EveryNode"
+        deployments = [one for application in config["applications"] for one in application["deployments"]]
+        assert {one["name"] for one in deployments} == {"Rest", "QueryEmbedder", "Mcp"}
+        assert {one["max_replicas_per_node"] for one in deployments} == {1}
+        (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+        assert least == group["minReplicas"], (
+            "a node without a replica answers nobody, a replica without one never runs"
+        )
+        assert most <= group["maxReplicas"]
+        assert sum(one["ray_actor_options"]["num_cpus"] for one in deployments) <= float(group["resources"]["CPU"])
+    assert least <= most
+    assert "RAY_SERVE_USE_PACK_SCHEDULING_STRATEGY" not in named(overlay, "ConfigMap", "shoal-ray-env")["data"]
+
+
 def test_ingest_is_one_cluster_that_begins_empty_and_only_queries_come_twice(overlay: dict[str, Any]) -> None:
     (ingest,) = of(overlay, "RayCluster")
     assert ingest["spec"]["upgradeStrategy"] == {"type": "Recreate"}
