@@ -69,8 +69,9 @@ class States:
         self._newest = None
 
     def _renewal(self) -> asyncio.Task[None]:
-        """The look for newer versions that is under way, or one that begins."""
-        if self._renewing is None:
+        """The look for newer versions that is under way, or one that begins. One that has ended stays here until its
+        callback runs, and to wait for that is no wait: whoever finds it too old would go round without an end."""
+        if self._renewing is None or self._renewing.done():
             self._renewing = asyncio.create_task(self._renew())
             self._renewing.add_done_callback(self._renewed)
         return self._renewing
@@ -94,6 +95,7 @@ class States:
             return
 
     def _renewed(self, task: asyncio.Task[None]) -> None:
-        self._renewing = None
+        if self._renewing is task:
+            self._renewing = None
         if not task.cancelled():
             task.exception()  # told to those who wait for it; the others go on until their state is too old

@@ -817,6 +817,21 @@ async def test_a_writer_that_died_half_way_delays_only_one_search(
     assert ids(await index.search(NEAR)) == ["a"]
 
 
+@pytest.mark.timeout(20)  # it hung the whole event loop
+async def test_a_state_that_vanishes_just_as_newer_versions_were_found_is_looked_for_again(
+    library: Library, index: SearchIndex
+) -> None:
+    await library.put("a", [("wind", NORTH)])
+    states = index._states
+    renewal = states._renewal()
+    while not renewal.done():
+        await asyncio.sleep(0)  # after its last step, before its callbacks
+    states._newest = None  # whoever read it has found its files cleaned away
+    state = await states.newest()
+    assert (await states.newest()) is state
+    assert ids(await index.search(NEAR)) == ["a"]
+
+
 @pytest.mark.parametrize("refresh_interval_s", [0.0, 0.05])  # who asks waits for it; or it goes on beside
 async def test_searches_never_fail_and_never_lose_a_document_while_it_is_rewritten(
     library: Library, monkeypatch: pytest.MonkeyPatch, refresh_interval_s: float
