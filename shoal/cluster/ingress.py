@@ -14,6 +14,10 @@ another replica: whatever needs no more than `read` in the table of calls (acces
 that carry an `Idempotency-Key`. Only where nothing has been answered yet, and RETRIES times, so that a question that
 kills who reads it can't go through all replicas. A request larger than HAProxy's buffer is never sent again.
 
+**Who refuses a connection is asked no more** until his health was checked again, within half a second. Ray's own limit
+is three refusals in a row, and the dead have the fewest connections: beside two of them a request could go from one to
+the other until its retries were used up.
+
 Pure.
 """
 
@@ -30,7 +34,7 @@ from shoal.serve_apps.scopes import Scope
 
 BALANCE = "leastconn"  # Ray's own default
 CHECK_INTERVAL = "5s"  # Ray's own default
-RETRIES = 2
+RETRIES = 3
 KEYED = frozenset({
     ("POST", "/api/v1/agents/fixes"), ("PATCH", "/api/v1/agents/fixes/{id}"),
     ("POST", "/api/v1/collections/{name}/documents"),
@@ -69,6 +73,7 @@ def haproxy_environment(client_timeout_s: float) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": _SEPARATOR.join((CHECK_INTERVAL, *_asked_twice(), "default-server")),
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
+        "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
     }
 
 

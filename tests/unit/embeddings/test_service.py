@@ -240,7 +240,8 @@ async def test_an_outage_that_lasts_reaches_the_callers_after_a_minute() -> None
         assert [str(result) for result in results] == ["down", "down"]
         assert all(isinstance(result, TransientError) for result in results)
         assert results[0] is not results[1]
-        assert 30 <= tried[-1] - tried[0] <= 60, "of its own: that of b may begin when this one has ended"
+        # A minute of each call: the second may send a again when the first has ended.
+        assert 30 <= tried[-1] - tried[0] <= 120
         model.script = lambda texts: None
         assert (await service.embed(["a", "b"])).shape == (2, 16)
 
