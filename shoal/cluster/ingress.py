@@ -11,8 +11,8 @@ can't pass unnoticed.
 request; one that is killed has requests in hand. HAProxy then closes the client's connection without a word, since HTTP
 (RFC 9110, 9.2.2) lets a client send again what changes nothing; few clients do. So HAProxy does it for them, with
 another replica: whatever needs no more than `read` in the table of calls (access.py), and of the changes those KEYED
-that carry an `Idempotency-Key`. Only where nothing has been answered yet, and RETRIES times, so that a question that
-kills who reads it can't go through all replicas. A request larger than HAProxy's buffer is never sent again.
+that carry an `Idempotency-Key`. Only where nothing has been answered yet, and RETRIES times, so a question that kills
+who reads it takes four replicas at most. A request larger than HAProxy's buffer is never sent again.
 
 **Who refuses a connection is asked no more** until his health was checked again, within half a second. Ray's own limit
 is three refusals in a row, and the dead have the fewest connections: beside two of them a request could go from one to

@@ -13,7 +13,7 @@ themselves tell whether they hold it (spending.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -102,9 +102,9 @@ def plan_commands(
     stored_spend: Iterable[Row] = (),
 ) -> CommandPlan:
     """The plan for `batch`. `stored_fixes`: full rows of the fixes named by id, and of the unmerged ones of the
-    scrapers concerned; `done`: ids of commands already applied; `failed`: id -> (place in the log, error) of those
-    that failed last. `sequence` goes into the job rows. `repaired`: id -> what a repair comes to, or why it fails;
-    `stored_spend`: full rows of the ledger that the batch tells of."""
+    scrapers concerned; `done`: ids of commands already applied, also of those named by id; `failed`: id -> (place in
+    the log, error) of those that failed last. `sequence` goes into the job rows. `repaired`: id -> what a repair
+    comes to, or why it fails; `stored_spend`: full rows of the ledger that the batch tells of."""
     plan = CommandPlan()
     spend = StoredSpend(stored_spend)
     fixes: dict[str, Row] = {row["id"]: row for row in stored_fixes}
@@ -142,7 +142,7 @@ def plan_commands(
             if command.kind == "fix":
                 result = _report(item, fixes, by_key, changed, facts)
             elif command.kind == "fix_mark":
-                result = _mark(item, fixes, by_key, changed)
+                result = _mark(item, fixes, by_key, changed, applied)
             elif command.kind in ACTS:  # done when maintenance says so
                 result = accepted(fix_body(item)) | {"position": place(command.position)}
             elif command.command_id in repaired:
@@ -227,9 +227,16 @@ def _checked(vector: np.ndarray[Any, Any] | None, facts: CollectionFacts) -> np.
 
 
 def _mark(
-    item: EmbeddedCommand, fixes: dict[str, Row], by_key: dict[FixKey, str], changed: dict[str, Row]
+    item: EmbeddedCommand,
+    fixes: dict[str, Row],
+    by_key: dict[FixKey, str],
+    changed: dict[str, Row],
+    applied: Collection[str],
 ) -> dict[str, Any]:
-    """Says that a fix is wrong (or right after all), or that it came out otherwise than reported. It is kept."""
+    """Says that a fix is wrong (or right after all), or that it came out otherwise than reported. It is kept.
+
+    A fix that is not among `applied` was written before a crash that lost its job row. Its report comes again, after
+    this mark, which is refused as it was before the crash."""
     body = fix_body(item)
     named, wrong, outcome = body.get("id"), body.get("wrong"), body.get("outcome")
     by, note = body.get("by") or item.command.actor, body.get("note") or ""
@@ -237,7 +244,7 @@ def _mark(
     says = isinstance(wrong, bool) or (wrong is None and outcome is not None)
     if not is_sound or not says or outcome not in (None, *_OUTCOMES):
         raise _invalid('a fix_mark is {"id": text, "wrong": true or false, "outcome": worked or failed, "by", "note"}')
-    row = fixes.get(str(named))
+    row = fixes.get(str(named)) if named in applied else None
     if row is not None and row["merged_into"] is not None:
         row = fixes.get(row["merged_into"])
     if row is None:

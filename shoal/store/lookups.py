@@ -90,8 +90,7 @@ def stored_commands(
 ) -> tuple[list[Row], list[str], dict[str, tuple[str, str]]]:
     """What `commands.plan_commands` asks for: the stored fixes, the ids of the commands already done, and of those
     that failed where they stood in the log and why."""
-    ids = [item.command.command_id for item in batch]
-    named, scrapers = set(ids), set[str]()
+    named, scrapers = {item.command.command_id for item in batch}, set[str]()
     for item in batch:
         try:
             body = fix_body(item)
@@ -105,7 +104,7 @@ def stored_commands(
     found = fixes.rows_of(columns, "id", named, IS_DOCUMENT)
     found += fixes.rows_of(columns, "id", [row["merged_into"] for row in found if row["merged_into"]], IS_DOCUMENT)
     found += fixes.rows_of(columns, "scraper_name", scrapers, f"merged_into IS NULL AND {IS_DOCUMENT}")
-    known = jobs.rows_of(("command_id", "status", "error", "result"), "command_id", ids, IS_DOCUMENT)
+    known = jobs.rows_of(("command_id", "status", "error", "result"), "command_id", named, IS_DOCUMENT)
     done = [row["command_id"] for row in known if row["status"] in ("done", ACCEPTED)]
     failed = {
         row["command_id"]: (str(orjson.loads(row["result"]).get("position")), row["error"] or "")

@@ -3,7 +3,7 @@
 What may differ is where a message stood in the log (`kafka_*`), when it was written (`indexed_at`), and the rows of
 versions that are history. Everything else is compared as it lies on disk, vectors included. By default the vectors
 are those of the hash model, since order is what is tested; SHOAL_TEST_EMBEDDER=local takes the model that users have.
-And by default it is a tenth of the files, some of every kind; SHOAL_TEST_SHARE=1 (`make twice`) takes all of them.
+And by default it is a fifth of the files, some of every kind; SHOAL_TEST_SHARE=1 (`make twice`) takes all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.fixtures.stack import Stack
 from tests.integration.test_real_data import DATA
 
 SEED = int(os.environ.get("SHOAL_TEST_SEED") or 3)
-SHARE = float(os.environ.get("SHOAL_TEST_SHARE") or 0.1)
+SHARE = float(os.environ.get("SHOAL_TEST_SHARE") or 0.2)
 EMBEDDER = os.environ.get("SHOAL_TEST_EMBEDDER") or "hash"
 IDLE_S = 120.0
 OF_THE_LOG = ("kafka_cluster", "kafka_topic", "kafka_partition", "kafka_offset", "kafka_timestamp_ms", "indexed_at")

@@ -515,6 +515,28 @@ def test_a_command_that_failed_fails_again_when_it_is_redelivered_and_not_when_i
     assert fixes(place)["c2"] == (1, None, "ann")
 
 
+@pytest.mark.parametrize("cut", [1, 2])
+def test_a_mark_before_its_fix_is_refused_also_after_a_kill_between_their_commits(
+    place: str, cut: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fix is in its table then, and no job says so; `cut`: how many come again in the first batch."""
+    batch = [
+        command("m1", "fix_mark", {"id": "c2", "wrong": True, "by": "ann"}, offset=1),
+        command("c2", "fix", FIX, offset=2),
+    ]
+    writer = open_writer(place)
+    interrupt(writer, "jobs", monkeypatch, raising(Killed()))
+    with pytest.raises(Killed):
+        write(writer, *batch)
+    assert fixes(place) == {"c2": (1, None, None)}
+    heir = open_writer(place)
+    acks = write(heir, *batch[:cut]) + (write(heir, *batch[cut:]) if batch[cut:] else [])
+    assert acks == [Outcome.DEAD_LETTERED, INDEXED]
+    assert fixes(place) == {"c2": (1, None, None)}
+    assert write(heir, command("m2", "fix_mark", {"id": "c2", "wrong": True, "by": "bob"}, offset=3)) == [INDEXED]
+    assert fixes(place) == {"c2": (1, None, "bob")}
+
+
 def test_a_command_for_another_collection_is_refused(place: str) -> None:
     writer = open_writer(place)
     item = command("c1", "fix", FIX)
